@@ -1,0 +1,191 @@
+"""Naive weak-to-strong generalization: train the strong student on the weak model's soft labels alone.
+
+Burns et al. 2023, "Weak-to-Strong Generalization: Eliciting Strong Capabilities With Weak Supervision",
+arXiv 2312.09390. A student that merely imitated its teacher would end where the teacher stands. A pretrained
+student often ends higher: what the weak labels have in common comes easier to it than the teacher's mistakes.
+
+    L = -sum_c q_c log p_c                               soft-target cross-entropy      (1)
+    PGR = (student - weak) / (ceiling - weak)            performance gap recovered      (2)
+
+    paper | here            shape
+    z     | student_logits  (N, C)   p = softmax(z)
+    q     | weak_probs      (N, C)   softmax of a weak model's logits, fixed
+          | ceiling                  the same student, trained in the same way on the ground truth
+
+With several weak models, `--supervision each` trains one student per weak model, `--supervision mean` one on
+the mean of their soft labels: the baseline that RAVEN's authors call the ensemble.
+
+Differences from the paper: several weak models, their students trained side by side; the numbers of the
+equations are ours. As in the paper's vision setting the student is a linear head on frozen features, which
+are standardised here.
+
+    python methods/naive.py --task glyphs-shift          # @RESULT@
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and models.py stand in the folder above
+
+import data
+import models
+
+
+def naive_loss(student_logits: torch.Tensor, weak_probs: torch.Tensor) -> torch.Tensor:
+    """Mean soft-target cross-entropy, equation (1), in nats. Its gradient is (p - q) / N.
+
+    student_logits (N, C); weak_probs (N, C), rows sum to 1 -> scalar.
+    """
+    return F.cross_entropy(student_logits, weak_probs)
+
+
+def train_student(*, student, x, weak_probs, labels, epochs, lr, batch_size, seed) -> None:
+    """Trains S students in place, student s on weak_probs[:, s]: Adam, cosine to 0 over all steps.
+
+    x (N, D); weak_probs (N, S, C); labels (N,) of a task that hands them out, or None.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    num_students = weak_probs.shape[1]
+    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in tqdm(range(epochs), desc="naive", disable=None, leave=False):
+        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
+            student_logits = student(x[batch])  # (B, S, C)
+            # Summed over students, so that each gets the gradient that it would get alone.
+            loss = num_students * naive_loss(student_logits.flatten(0, 1), weak_probs[batch].flatten(0, 1))
+            loss = loss + models.label_loss(student_logits, labels, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+# ---- From here to the next line of dashes: the same text in every method file, held so by a test. ----------
+
+
+def accuracy(scores: torch.Tensor, y: torch.Tensor) -> list[float]:
+    """scores (N, S, C) of S models, y (N,) -> share of correct argmaxes of each."""
+    return (scores.argmax(-1) == y[:, None]).double().mean(0).tolist()
+
+
+def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
+    """Performance gap recovered, of accuracies on the same n samples. None where the gap to recover is not
+    above two standard errors: dividing by it would amplify noise."""
+    standard_error = math.sqrt((weak * (1 - weak) + ceiling * (1 - ceiling)) / n)
+    return (student - weak) / (ceiling - weak) if ceiling - weak > 2 * standard_error else None
+
+
+def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
+    """The figures of a row. targets (N, S, C): what supervised each of the S students, on the test samples.
+
+    A student of one weak model is compared with that model, a student of several with their mean accuracy.
+    """
+    x, y, weak_probs = task.test
+    logits = models.predict(student, x)
+    weak, students = accuracy(weak_probs, y), accuracy(logits, y)
+    [best] = accuracy(models.predict(ceiling, x), y)
+    teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
+    recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
+    return {
+        "weak_models": task.weak_models,
+        "weak": weak,
+        **({"students": students} if len(students) > 1 else {}),
+        "student": mean(students),
+        "ceiling": best,
+        "pgr": None if None in recovered else mean(recovered),
+        "agreement": (logits.argmax(-1) == targets.argmax(-1)).double().mean().item(),
+        "val": mean(accuracy(models.predict(student, task.val.x), task.val.y)),
+        "n_test": len(y),
+    }
+
+
+def shared_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # an error is one line
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add, number = parser.add_argument, data.number
+    add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
+    add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
+    add("--data-dir", help="folder with the real data sets; without it they are downloaded")
+    add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
+    add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
+    # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
+    add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
+    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of student and ceiling")
+    add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
+    return parser
+
+
+def row_identity(method: str, supervision: str, task: str, seed: int, flags: dict) -> dict:
+    """All that a row's figures depend on: with the same identity it is not computed again."""
+    elsewhere = ("task", "seeds", "data_dir", "out", "device", "supervision")
+    return {
+        "method": method,
+        "task": data.row_name(task),
+        "seed": seed,
+        "supervision": supervision,
+        "torch": torch.__version__,
+        "device": flags["device"],
+        "code": models.code_hash(__file__),
+        "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    parser = shared_flags()
+    parser.add_argument(
+        "--supervision", choices=["each", "mean"], default="each", help="see the top of the file"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> list[dict]:
+    """Prints, saves and returns one row per task and seed."""
+    args = parse_args(argv)
+    recipe = {"epochs": args.epochs, "lr": args.lr, "batch_size": args.batch_size}
+    rows = []
+    for name, seed in itertools.product(args.task, args.seeds):
+        identity = row_identity("naive", args.supervision, name, seed, vars(args))
+        row = models.find_row(args.out, identity)
+        if row is None:
+            start = time.perf_counter()
+            task = models.supervise(name, seed, args.data_dir, args.device, args.encoder_steps)
+            x, _, weak_probs = task.strong_train
+            weak_probs = models.supervisors(weak_probs, args.supervision)
+            student = models.make_student(task, weak_probs.shape[1], seed)
+            train_student(
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, seed=seed, **recipe
+            )
+            ceiling = models.train_ceiling(task, seed=seed, **recipe)
+            targets = models.supervisors(task.test.weak_probs, args.supervision)
+            row = identity | score(task, student, ceiling, targets)
+            row["seconds"] = round(time.perf_counter() - start, 2)
+            models.save_row(args.out, row)
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (data.InputError, OSError) as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,246 @@
+"""RAVEN: learn how far to trust each of several weak models while the student learns from them.
+
+Jeon et al. 2025, "Weak-to-Strong Generalization under Distribution Shifts" (RAVEN: robust adaptive
+weighting), arXiv 2510.21332. Under distribution shift weak models fail differently, and without labels nobody
+says whom to trust. RAVEN lets the student's own loss decide: the target is a weighted mean of the weak
+labels, and the weights descend the same loss as the student, towards the weak model that the student finds
+easiest to follow. As an untrained student is no judge, it first learns from *easy* samples, those on which
+all weak models agree, while the weights stay equal.
+
+    y = sum_m theta_m q_m,    y <- y / sum_c y_c                                                   (Eq. 2, 3)
+    L = mean_i s_i CE(z_i, y_i)                      one backward pass for the student and the weights
+    theta <- max(theta - eta_W dL/dtheta, 1e-6),    theta <- theta / sum(theta)                       (Eq. 13)
+  dL/dtheta_m = mean_i s_i [CE(q_m, p) - CE(y, p)]    where CE(a, p) = -sum_c a_c log p_c and sum(theta) = 1
+
+    paper | here            shape
+    z     | student_logits  (N, C)      p = softmax(z)
+    q_m   | weak_probs      (N, M, C)   softmax of the m-th weak model's logits, fixed
+    theta | weights         (M,)        start at 1/M and stay on the simplex
+    s     | keep            (N,)        1; in the easy phase 1 on easy samples, else 0; the mean is over all N
+    eta_W | weight_lr                   plain SGD, constant rate
+
+In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. The student of
+the last epoch is returned. L is linear in theta, so that the weights drift towards a vertex: how far they get
+depends on eta_W times the steps. And a weak model with sharp labels is easy to follow whether or not it is
+right: look at `weights` beside `weak` in the rows.
+
+Differences from the paper: the student is a linear head on the standardised features of a small encoder, and
+one setting of the flags serves all tasks where the paper searches a grid for each.
+
+    python methods/raven.py --task glyphs-shift          # @RESULT@
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and models.py stand in the folder above
+
+import data
+import models
+
+
+def combine(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of the weak labels, normalised within the graph (Eq. 2, 3).
+
+    weak_probs (N, M, C), weights (M,) -> (N, C), rows sum to 1.
+    """
+    combined = torch.einsum("nmc,m->nc", weak_probs, weights)
+    return combined / combined.sum(-1, keepdim=True)
+
+
+def unanimous(weak_probs: torch.Tensor) -> torch.Tensor:
+    """Easy samples, on which all M weak models name the same class: (N, M, C) -> bool (N,)."""
+    classes = weak_probs.argmax(-1)
+    return (classes == classes[:, :1]).all(-1)
+
+
+def raven_loss(
+    student_logits: torch.Tensor, weak_probs: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """L, in nats: the mean over all N, of which `keep` counts. Gradients reach the student and the weights.
+
+    student_logits (N, C); weak_probs (N, M, C); weights (M,); keep bool (N,) -> scalar.
+    """
+    return (keep * F.cross_entropy(student_logits, combine(weak_probs, weights), reduction="none")).mean()
+
+
+def project(weights: torch.Tensor) -> torch.Tensor:
+    """Clamp from below and renormalise, the second line of Eq. 13: (M,) -> (M,) on the simplex."""
+    weights = weights.clamp(min=1e-6)
+    return weights / weights.sum()
+
+
+def train_student(
+    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, weight_lr, easy_phase
+) -> torch.Tensor:
+    """Trains the student in place (Adam, cosine to 0 over all steps) and the weights with it (SGD).
+
+    x (N, D); weak_probs (N, M, C); labels (N,) of a task that hands them out, or None.
+    Returns the weights before the first and after every epoch, (epochs + 1, M).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    num_weak = weak_probs.shape[1]
+    weights = torch.full((num_weak,), 1 / num_weak, device=x.device, requires_grad=True)
+    weight_history = [weights.detach().clone()]  # clones, as the weights change in place
+    easy = unanimous(weak_probs)
+    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in tqdm(range(epochs), desc="raven", disable=None, leave=False):
+        in_easy_phase = epoch < easy_phase * epochs
+        keep = easy if in_easy_phase else torch.ones_like(easy)
+        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
+            student_logits = student(x[batch])  # (B, 1, C)
+            loss = raven_loss(student_logits[:, 0], weak_probs[batch], weights, keep[batch])
+            loss = loss + models.label_loss(student_logits, labels, batch)
+            optimizer.zero_grad()
+            weights.grad = None
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if not in_easy_phase:
+                with torch.no_grad():
+                    weights.copy_(project(weights - weight_lr * weights.grad))
+        weight_history.append(weights.detach().clone())
+    return torch.stack(weight_history)
+
+
+# ---- From here to the next line of dashes: the same text in every method file, held so by a test. ----------
+
+
+def accuracy(scores: torch.Tensor, y: torch.Tensor) -> list[float]:
+    """scores (N, S, C) of S models, y (N,) -> share of correct argmaxes of each."""
+    return (scores.argmax(-1) == y[:, None]).double().mean(0).tolist()
+
+
+def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
+    """Performance gap recovered, of accuracies on the same n samples. None where the gap to recover is not
+    above two standard errors: dividing by it would amplify noise."""
+    standard_error = math.sqrt((weak * (1 - weak) + ceiling * (1 - ceiling)) / n)
+    return (student - weak) / (ceiling - weak) if ceiling - weak > 2 * standard_error else None
+
+
+def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
+    """The figures of a row. targets (N, S, C): what supervised each of the S students, on the test samples.
+
+    A student of one weak model is compared with that model, a student of several with their mean accuracy.
+    """
+    x, y, weak_probs = task.test
+    logits = models.predict(student, x)
+    weak, students = accuracy(weak_probs, y), accuracy(logits, y)
+    [best] = accuracy(models.predict(ceiling, x), y)
+    teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
+    recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
+    return {
+        "weak_models": task.weak_models,
+        "weak": weak,
+        **({"students": students} if len(students) > 1 else {}),
+        "student": mean(students),
+        "ceiling": best,
+        "pgr": None if None in recovered else mean(recovered),
+        "agreement": (logits.argmax(-1) == targets.argmax(-1)).double().mean().item(),
+        "val": mean(accuracy(models.predict(student, task.val.x), task.val.y)),
+        "n_test": len(y),
+    }
+
+
+def shared_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # an error is one line
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add, number = parser.add_argument, data.number
+    add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
+    add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
+    add("--data-dir", help="folder with the real data sets; without it they are downloaded")
+    add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
+    add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
+    # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
+    add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
+    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of student and ceiling")
+    add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
+    return parser
+
+
+def row_identity(method: str, supervision: str, task: str, seed: int, flags: dict) -> dict:
+    """All that a row's figures depend on: with the same identity it is not computed again."""
+    elsewhere = ("task", "seeds", "data_dir", "out", "device", "supervision")
+    return {
+        "method": method,
+        "task": data.row_name(task),
+        "seed": seed,
+        "supervision": supervision,
+        "torch": torch.__version__,
+        "device": flags["device"],
+        "code": models.code_hash(__file__),
+        "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    parser = shared_flags()
+    add, number = parser.add_argument, data.number
+    add("--weight-lr", type=number(float, 0), default=3e-3, help="eta_W; the paper searches 1e-6 to 1e-3")
+    add("--easy-phase", type=number(float, 0, 1), default=0.2, help="share of the epochs; paper: .1, .2, .5")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> list[dict]:
+    """Prints, saves and returns one row per task and seed."""
+    args = parse_args(argv)
+    recipe = {"epochs": args.epochs, "lr": args.lr, "batch_size": args.batch_size}
+    rows = []
+    for name, seed in itertools.product(args.task, args.seeds):
+        identity = row_identity("raven", "weighted", name, seed, vars(args))
+        row = models.find_row(args.out, identity)
+        if row is None:
+            start = time.perf_counter()
+            task = models.supervise(name, seed, args.data_dir, args.device, args.encoder_steps)
+            x, _, weak_probs = task.strong_train
+            student = models.make_student(task, 1, seed)
+            weight_history = train_student(
+                student=student,
+                x=x,
+                weak_probs=weak_probs,
+                labels=task.labels,
+                seed=seed,
+                weight_lr=args.weight_lr,
+                easy_phase=args.easy_phase,
+                **recipe,
+            )
+            ceiling = models.train_ceiling(task, seed=seed, **recipe)
+            targets = combine(task.test.weak_probs, weight_history[-1])[:, None]
+            row = identity | score(task, student, ceiling, targets)
+            easy = unanimous(weak_probs)
+            row["weights"] = weight_history[-1].tolist()
+            row["weight_history"] = weight_history.tolist()
+            row["easy_fraction"] = easy.double().mean().item()
+            row["easy_classes"] = weak_probs[easy, 0].argmax(-1).bincount(minlength=task.num_classes).tolist()
+            row["seconds"] = round(time.perf_counter() - start, 2)
+            models.save_row(args.out, row)
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (data.InputError, OSError) as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        sys.exit(2)

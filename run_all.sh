@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Every method on the tasks that need no download, then the tables and figures (in OUT, default runs/).
+# What is there already is not computed again. Flags given here go to every method: ./run_all.sh --device cpu
+set -euo pipefail
+cd "$(dirname "$0")"
+source ./setup.sh
+out=${OUT:-runs}
+
+run() {
+    echo "$*" >&2
+    "$PYTHON" "$@" --out "$out" >/dev/null
+}
+
+for method in methods/*.py; do
+    supervisions=("")
+    if grep -q '"--supervision"' "$method"; then supervisions=("--supervision=each" "--supervision=mean"); fi
+    for supervision in "${supervisions[@]}"; do
+        run "$method" $supervision --task glyphs glyphs-shift "$@"
+        run "$method" $supervision --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2 "$@"
+    done
+done
+"$PYTHON" summarize.py "$out"
