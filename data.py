@@ -199,17 +199,16 @@ def digits_task(source: dict[str, Split], target: dict[str, Split], seed: int) -
     """One handwriting -> another: the student learns on the target's training set, its test set scores."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(split, *sizes):  # disjoint random parts
-        order = torch.randperm(len(split.y), generator=generator)[: sum(sizes)]
-        return [
-            Split(split.x[part], split.y[part])
-            for part in order.tensor_split(torch.tensor(sizes[:-1]).cumsum(0))
-        ]
+    def draw(split, n):
+        chosen = torch.randperm(len(split.y), generator=generator)[:n]
+        return Split(split.x[chosen], split.y[chosen])
 
-    [weak_train] = draw(source["train"], SIZES["weak_train"])
-    val, strong_train = draw(
-        target["train"], SIZES["val"], SIZES["strong_train"]
-    )  # USPS has 6,291 for the latter
+    weak_train = draw(source["train"], SIZES["weak_train"])
+    x, y, _ = draw(target["train"], SIZES["val"] + SIZES["strong_train"])  # USPS has only 7,291
+    val, strong_train = (
+        Split(x[: SIZES["val"]], y[: SIZES["val"]]),
+        Split(x[SIZES["val"] :], y[SIZES["val"] :]),
+    )
     return Task("image", 10, weak_train, strong_train, val, target["test"])
 
 

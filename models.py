@@ -155,9 +155,8 @@ def train_weak_models(split: data.Split, num_classes: int, seed: int) -> dict[st
     }
     weak_models = {}
     for name, (net, inputs, targets, epochs) in recipes.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = net(num_classes).to(x.device)
+        torch.manual_seed(seed)
+        model = net(num_classes).to(x.device)
         weak_models[name] = fit(model, inputs, targets, epochs=epochs, lr=1e-3, batch_size=64, seed=seed)
     return weak_models
 
@@ -187,9 +186,8 @@ def image_encoder() -> nn.Module:
 
 def pretrain_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the image encoder, after classifying rendered letters at all severities: no digits."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder, head = image_encoder(), nn.Linear(384, len(data.LETTERS))
+    torch.manual_seed(0)
+    encoder, head = image_encoder(), nn.Linear(384, len(data.LETTERS))
     model = nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last)
     epochs, batch_size = min(4, steps), 128
     letters = data.letters(steps * batch_size // epochs, seed=0)

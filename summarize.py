@@ -1,10 +1,10 @@
 """Rows -> tables (mean, 95 % interval over seeds, paired differences) and figures.
 
-    python summarize.py                    # reads runs/*.jsonl, prints the tables, draws the figures into runs/
-    python summarize.py --publish          # also writes results/ and the tables in README.md
+    python summarize.py               # reads runs/*.jsonl, prints the tables, draws the figures into runs/
+    python summarize.py --publish     # also writes results/, and the tables into README.md
 
-Every interval is a t-interval over seeds. Methods share data, splits, weak models and initial student at the same seed, so
-differences are taken seed by seed before their interval is computed. Only rows of the code as it stands are counted.
+All intervals are t-intervals over seeds. At one seed all methods share data, splits, weak models and initial
+student, so differences are taken seed by seed. Only rows of the code as it stands are counted.
 """
 
 import argparse
@@ -25,348 +25,266 @@ NAMES = {
     "adaptive_confidence mean": "AdaptConf on ensemble",
     "raven weighted": "RAVEN",
 }
-# Quantile .975 of Student's t with 1, 2, ... 30 degrees of freedom; beyond, the last serves (it is a little too wide).
-T975 = [
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-    2.080,
-    2.074,
-    2.069,
-    2.064,
-    2.060,
-    2.056,
-    2.052,
-    2.048,
-    2.045,
-    2.042,
-]
+# Quantile .975 of Student's t at 1, 2, ... 30 degrees of freedom; beyond, the last serves (a bit too wide).
+T975 = [float(t) for t in """12.706 4.303 3.182 2.776 2.571 2.447 2.365 2.306 2.262 2.228 2.201 2.179 2.160
+    2.145 2.131 2.120 2.110 2.101 2.093 2.086 2.080 2.074 2.069 2.064 2.060 2.056 2.052 2.048 2.045
+    2.042""".split()]  # fmt: skip
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t-interval; the half-width of a single value is NaN."""
+    """Mean and half-width of its 95 % t-interval, NaN for a single value."""
     n = len(values)
     return mean(values), T975[min(n - 1, 30) - 1] * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
 def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
-    """table[task][method][seed] = row, of every FOLDER/*.jsonl.
-
-    Left out, with a word on stderr: rows of other code, and rows of other flags than the method's latest row has there.
-    """
+    """The rows of FOLDER/*.jsonl as table[task][method][seed]. Left out, with a word on stderr: rows of other
+    code than the present, and rows with other flags than the latest one of the same task and method."""
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in models.read_rows(path)]
-    setting = {
-        (row["task"], name(row)): comparable(row) for row in rows if is_current(row)
-    }  # the last one stays
-    kept = [row for row in rows if setting.get((row["task"], name(row))) == comparable(row)]
+    latest = {(row["task"], method(row)): setting(row) for row in rows if is_current(row)}
+    kept = [row for row in rows if latest.get((row["task"], method(row))) == setting(row)]
     if len(kept) < len(rows):
-        print(
-            f"{folder}: {len(rows) - len(kept)} of {len(rows)} rows left out (other code or flags)",
-            file=sys.stderr,
-        )
+        print(f"{folder}: {len(rows) - len(kept)} of {len(rows)} rows left out", file=sys.stderr)
     table = {}
-    for row in sorted(kept, key=lambda row: (task_order(row["task"]), method_order(row), row["seed"])):
-        table.setdefault(row["task"], {}).setdefault(name(row), {})[row["seed"]] = row
+    for row in sorted(kept, key=order):
+        table.setdefault(row["task"], {}).setdefault(method(row), {})[row["seed"]] = row
     return table
 
 
-def is_current(row):
+def is_current(row) -> bool:
     path = HERE / "methods" / f"{row['method']}.py"
     return path.exists() and row["code"] == models.code_hash(path)
 
 
-def comparable(row):
-    return [row[key] for key in ("code", "torch", "device", "flags")]
+def setting(row):
+    return row["code"], row["torch"], row["device"], row["flags"]
 
 
-def name(row):
+def method(row) -> str:
+    """The name of a row's column."""
     known = f"{row['method']} {row['supervision']}"
     return NAMES.get(known, known.removesuffix(" each").replace("_", " "))
 
 
-def method_order(row):
-    return row["method"] != "naive", row["method"], row["supervision"]
+def order(row):
+    """Tasks by severity, then by name; naive first; seeds in order."""
+    severity = data.severity(row["task"])
+    task = math.inf if severity is None else severity, row["task"]
+    return task, row["method"] != "naive", row["method"], row["supervision"], row["seed"]
 
 
-def task_order(task):
-    severity = data.severity(task)
-    return math.inf if severity is None else severity, task
+def values(rows: dict[int, dict], key: str) -> list:
+    return [row[key] for row in rows.values()]
+
+
+def any_rows(methods: dict[str, dict]) -> dict[int, dict]:
+    """The rows of the method with the most seeds: weak models and ceiling are the same in all methods."""
+    return max(methods.values(), key=len)
+
+
+def all_methods(table) -> list[str]:
+    return list(dict.fromkeys(name for methods in table.values() for name in methods))
 
 
 # ----------------------------------------------------------------------------------------------------- tables
 
 
-def paired(rows, others, key):
-    """The differences in `key` at the seeds that both have; empty where one of the values is null."""
-    pairs = [(rows[seed][key], others[seed][key]) for seed in rows if seed in others]
-    return [] if any(None in pair for pair in pairs) else [a - b for a, b in pairs]
+def differences(rows, others, key) -> list:
+    """rows minus others in `key`, at the seeds that both have; None where a value is null."""
+    pairs = [(row[key], others[seed][key]) for seed, row in rows.items() if seed in others]
+    return [None if None in pair else pair[0] - pair[1] for pair in pairs]
 
 
-def best_other(methods):
-    """The method with the highest mean accuracy, RAVEN aside."""
-    others = [method for method in methods if method != "RAVEN"]
-    return max(
-        others, key=lambda method: mean(row["student"] for row in methods[method].values()), default=None
-    )
-
-
-def top_weight_hits(rows):
-    """How many of the rows have the largest weight on the weak model that is most accurate on test."""
-    return sum(
-        row["weights"].index(max(row["weights"])) == row["weak"].index(max(row["weak"]))
-        for row in rows.values()
-    )
-
-
-def cell(accuracies, pgrs, sign=""):
-    """ "85.1 ±0.4 / 61 ±2": accuracy in percent (differences: points) and PGR likewise, "–" where it is undefined."""
+def cell(accuracies, pgrs, sign="") -> str:
+    """ "85.1 ±0.4 / 61 ±2", accuracy and PGR in percent; "–" where a value is null or there is none."""
     texts = []
-    for values, digits in ((accuracies, 1), (pgrs, 0)):
-        if not values or None in values:
+    for numbers, digits in ((accuracies, 1), (pgrs, 0)):
+        if not numbers or None in numbers:
             texts.append("–")
             continue
-        center, half = interval([100 * value for value in values])
+        center, half = interval([100 * number for number in numbers])
         texts.append(f"{center:{sign}.{digits}f}" + ("" if math.isnan(half) else f" ±{half:.{digits}f}"))
-    return " / ".join(texts)
+    return " / ".join(texts).replace("-", "−")
+
+
+def compare(rows, others) -> str:
+    return cell(*(differences(rows, others, key) for key in ("student", "pgr")), sign="+")
+
+
+def top_weight_hits(rows) -> str:
+    """In how many rows the largest weight is on the weak model that is the most accurate on test."""
+    hits = [row["weights"].index(max(row["weights"])) == row["weak"].index(max(row["weak"])) for row in rows]
+    return f"{sum(hits)} of {len(hits)}"
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
 def tables(table) -> str:
-    """Two markdown tables, a line per task: accuracy and PGR; paired differences."""
-    columns = list(dict.fromkeys(method for methods in table.values() for method in methods))
-
-    def lines(header, body):
-        return (
-            "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]) + "\n"
-        )
-
-    scores, differences = [], []
+    """Markdown, a line per task: accuracy and PGR of every method; then the paired differences."""
+    columns = all_methods(table)
+    scores, paired = [], []
     for task, methods in table.items():
-        some = next(iter(methods.values())).values()
-        seeds = {len(rows) for rows in methods.values()}
-        label = f"{task} (n = {'–'.join(map(str, sorted(seeds)))})"
-        weak = ", ".join(
-            f"{100 * mean(accuracies):.1f}" for accuracies in zip(*(row["weak"] for row in some))
-        )
-        cells = [
-            cell([row["student"] for row in methods[m].values()], [row["pgr"] for row in methods[m].values()])
-            if m in methods
-            else ""
-            for m in columns
-        ]
-        ceiling, _ = interval([100 * row["ceiling"] for row in some])
-        scores.append([label, weak, *cells, f"{ceiling:.1f}"])
+        some = any_rows(methods)
+        label = f"{task} (n = {len(some)})"
+        weak = ", ".join(f"{100 * mean(accuracies):.1f}" for accuracies in zip(*values(some, "weak")))
+        ceiling = f"{100 * mean(values(some, 'ceiling')):.1f}"
+        cells = [cell(*(values(methods.get(m, {}), key) for key in ("student", "pgr"))) for m in columns]
+        scores.append([label, weak, *cells, ceiling])
 
-        def difference(a, b):
-            if a not in methods or b not in methods:
-                return ""
-            return cell(*(paired(methods[a], methods[b], key) for key in ("student", "pgr")), sign="+")
+        naive, raven = methods.get("naive", {}), methods.get("RAVEN", {})
+        others = [m for m in methods if m != "RAVEN"]
+        best = max(others, key=lambda m: mean(values(methods[m], "student")), default="none")
+        to_best = f"{compare(raven, methods.get(best, {}))} ({best})"
+        to_naive = [compare(methods.get(m, {}), naive) for m in columns if m != "naive"]
+        paired.append([label, *to_naive, to_best, top_weight_hits(raven.values())])
+    against_naive = [f"{m} − naive" for m in columns if m != "naive"]
+    return f"""Accuracy / PGR in %, mean ±95 % t-interval over n seeds:
 
-        best = best_other(methods)
-        raven = methods.get("RAVEN", {})
-        hits = f"{top_weight_hits(raven)} of {len(raven)}" if raven else ""
-        differences.append(
-            [
-                label,
-                *(difference(m, "naive") for m in columns if m != "naive"),
-                f"{difference('RAVEN', best)} ({best})" if raven and best else "",
-                hits,
-            ]
-        )
-    return (
-        "Accuracy in % / PGR in %, mean ± 95 % t-interval over n seeds:\n\n"
-        + lines(["task", "weak models", *columns, "ceiling"], scores)
-        + "\nPaired differences, accuracy in points / PGR in points; the last column counts the seeds in which RAVEN's largest"
-        " weight is on the most accurate weak model:\n\n"
-        + lines(
-            [
-                "task",
-                *(f"{m} − naive" for m in columns if m != "naive"),
-                "RAVEN − best other",
-                "best weighted most",
-            ],
-            differences,
-        )
-    )
+{markdown(["task", "weak models", *columns, "ceiling"], scores)}
+
+Paired differences, accuracy / PGR in points. Last column: in how many seeds RAVEN's largest weight is on the
+most accurate weak model.
+
+{markdown(["task", *against_naive, "RAVEN − best other", "top weight"], paired)}
+"""
 
 
 # ---------------------------------------------------------------------------------------------------- figures
 
 
 def draw(table, folder: Path) -> None:
-    """accuracy.png, weights.png and severity.png, as far as there are rows for them."""
+    """accuracy.png, weights.png and severity.png into the folder, each if there are rows for it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update(
-        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 160}
-    )
-    methods = list(dict.fromkeys(method for by_method in table.values() for method in by_method))
-    color = dict(
-        zip(methods, ["#7f7f7f", "#1f77b4", "#ff7f0e", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2"])
-    )
-    color["RAVEN"] = "black"
-    main_tasks = [task for task in table if not task.startswith("glyphs-shift-")]
-    sweep = {data.severity(task): task for task in table if data.severity(task) is not None}
-    if main_tasks:
-        save(
-            draw_accuracy(pyplot, {task: table[task] for task in main_tasks}, methods, color),
-            folder / "accuracy.png",
-        )
-    if any("RAVEN" in table[task] for task in main_tasks):
-        save(
-            draw_weights(pyplot, {t: table[t]["RAVEN"] for t in main_tasks if "RAVEN" in table[t]}),
-            folder / "weights.png",
-        )
-    if len(sweep) > 1:
-        save(
-            draw_severity(pyplot, {s: table[task] for s, task in sweep.items()}, methods, color),
-            folder / "severity.png",
-        )
+    small = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
+    pyplot.rcParams.update(small | {"figure.constrained_layout.use": True, "legend.frameon": False})
+    palette = ["#888888", "#1f77b4", "#ff7f0e", "#d62728", "#8c564b", "#2ca02c", "#e377c2", "#17becf"]
+    color = dict(zip(all_methods(table), palette)) | {"RAVEN": "#6a3d9a"}
+    # The severities between and beyond the two main rendered tasks are for the third figure.
+    main = {task: methods for task, methods in table.items() if not task.startswith("glyphs-shift-")}
+    raven = {task: methods["RAVEN"] for task, methods in main.items() if "RAVEN" in methods}
+    sweep = {data.severity(task): table[task] for task in table if data.severity(task) is not None}
+    figures = {
+        "accuracy": draw_accuracy(pyplot, main, color) if main else None,
+        "weights": draw_weights(pyplot, raven) if raven else None,
+        "severity": draw_severity(pyplot, sweep, color) if len(sweep) > 1 else None,
+    }
+    for name, figure in figures.items():
+        if figure:
+            figure.savefig(folder / f"{name}.png")
+            print(f"{folder / name}.png", file=sys.stderr)
 
 
-def save(figure, path):
-    figure.savefig(path, bbox_inches="tight")
-    print(f"drawn: {path}", file=sys.stderr)
-
-
-def draw_accuracy(pyplot, table, methods, color):
-    """Figure (a): per task, each method's student between its weak models and the ceiling."""
+def draw_accuracy(pyplot, table, color):
+    """Figure (a): per task, the students of every method, the weak models and the ceiling; a dot per seed."""
     figure, axes = pyplot.subplots(
-        1, len(table), figsize=(2.6 * len(table) + 0.6, 2.4), sharey=True, squeeze=False, layout="constrained"
+        1, len(table), figsize=(1.6 + 2.1 * len(table), 2.6), sharey=True, squeeze=False
     )
-    for axis, (task, by_method) in zip(axes[0], table.items()):
-        some = next(iter(by_method.values())).values()
-        for accuracies in zip(*(row["weak"] for row in some)):
-            weak_line = axis.axvline(mean(accuracies), color="#bbbbbb", linewidth=1, linestyle=":")
-        ceiling_line = axis.axvline(
-            mean(row["ceiling"] for row in some), color="black", linewidth=1, linestyle="--"
-        )
-        for position, method in enumerate(methods):
-            values = [row["student"] for row in by_method.get(method, {}).values()]
-            if values:
-                center, half = interval(values)
-                axis.plot(values, [position] * len(values), ".", color=color[method], alpha=0.3, markersize=4)
+    names = all_methods(table)
+    for axis, (task, methods) in zip(axes[0], table.items()):
+        some = any_rows(methods)
+        for accuracies in zip(*values(some, "weak")):
+            weak = axis.axvline(mean(accuracies), color="#999999", linewidth=1, linestyle=":")
+        ceiling = axis.axvline(mean(values(some, "ceiling")), color="black", linewidth=1, linestyle="--")
+        for position, name in enumerate(names):
+            if name in methods:
+                students = values(methods[name], "student")
+                center, half = interval(students)
+                axis.plot(
+                    students,
+                    [position - 0.25] * len(students),
+                    ".",
+                    color=color[name],
+                    alpha=0.4,
+                    markersize=4,
+                )
                 axis.errorbar(
-                    center, position, xerr=half, fmt="o", color=color[method], markersize=4, capsize=2
+                    center, position, xerr=half, fmt="o", color=color[name], markersize=4, capsize=2
                 )
         axis.set(title=f"{task} (n = {len(some)})", xlabel="test accuracy")
-        axis.set_yticks(range(len(methods)), methods)
+        axis.set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
-    figure.legend(
-        [weak_line, ceiling_line],
-        ["weak models", "ceiling"],
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-    )
+    figure.legend([weak, ceiling], ["weak models", "ceiling"], loc="outside lower center", ncols=2)
     return figure
 
 
 def draw_weights(pyplot, table):
-    """Figure (b): RAVEN's weights over epochs, each seed a line, beside the accuracy of each weak model on test."""
+    """Figure (b): RAVEN's weights over epochs, a line per seed, above each weak model's accuracy on test."""
+    size = (1.0 + 2.1 * len(table), 3.6)
     figure, axes = pyplot.subplots(
-        2,
-        len(table),
-        figsize=(2.6 * len(table), 3.6),
-        squeeze=False,
-        sharey="row",
-        height_ratios=[2, 1],
-        layout="constrained",
+        2, len(table), figsize=size, sharey="row", squeeze=False, height_ratios=[2, 1]
     )
     for (above, below), (task, rows) in zip(axes.T, table.items()):
-        num_weak = len(next(iter(rows.values()))["weak"])
-        names = (
-            models.WEAK_MODELS
-            if num_weak == len(models.WEAK_MODELS)
-            else [str(m + 1) for m in range(num_weak)]
-        )
-        for m in range(num_weak):
-            for i, row in enumerate(rows.values()):
-                above.plot(
-                    [weights[m] for weights in row["weight_history"]],
-                    color=f"C{m}",
-                    alpha=0.6,
-                    linewidth=1,
-                    label=names[m] if i == 0 else None,
-                )
-            center, half = interval([row["weak"][m] for row in rows.values()])
-            below.bar(m, center, yerr=half, color=f"C{m}", capsize=2, width=0.7)
+        for m, name in enumerate(next(iter(rows.values()))["weak_models"]):
+            for history in values(rows, "weight_history"):
+                above.plot([weights[m] for weights in history], color=f"C{m}", alpha=0.6, linewidth=1)
+            center, half = interval([accuracies[m] for accuracies in values(rows, "weak")])
+            below.bar(name, center, yerr=half, color=f"C{m}", capsize=2, width=0.7)
         above.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
-        below.set_xticks(range(num_weak), names)
     axes[0, 0].set_ylabel("RAVEN's weights")
     axes[1, 0].set_ylabel("test accuracy")
-    axes[0, 0].legend(frameon=False, loc="center left")
     return figure
 
 
-def draw_severity(pyplot, table, methods, color):
+def draw_severity(pyplot, table, color):
     """Figure (c): accuracy against shift severity."""
-    figure, axis = pyplot.subplots(figsize=(5.2, 3.4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(6.4, 3.4))
 
-    def line(label, value_of, **style):
-        points = [
-            (severity, *interval([value_of(row) for row in by_method[method].values()]))
-            for severity, by_method in sorted(table.items())
-            for method in [label if label in by_method else "naive"]
-            if method in by_method
-        ]
-        severities, centers, halves = zip(*points)
+    def line(label, students_of, shift=0.0, **style):
+        points = {severity: students_of(methods) for severity, methods in sorted(table.items())}
+        points = {severity: interval(students) for severity, students in points.items() if students}
+        centers, halves = zip(*points.values())
+        at = [severity + shift for severity in points]  # set apart, so that intervals do not cover each other
         axis.errorbar(
-            severities, centers, yerr=halves, capsize=2, linewidth=1.2, markersize=3.5, label=label, **style
+            at, centers, yerr=halves, label=label, capsize=2, linewidth=1.2, markersize=3.5, **style
         )
 
-    line("ceiling", lambda row: row["ceiling"], color="black", linestyle="--")
-    for method in methods:
-        line(method, lambda row: row["student"], color=color[method], marker="o")
-    line("weak mean", lambda row: mean(row["weak"]), color="black", linestyle=":")
-    counts = {severity: len(next(iter(by_method.values()))) for severity, by_method in table.items()}
-    ticks = [f"{severity:g}\n(n = {n})" for severity, n in sorted(counts.items())]
-    axis.set_xticks(sorted(counts), ticks)
+    line("ceiling", lambda methods: values(any_rows(methods), "ceiling"), color="black", linestyle="--")
+    for i, name in enumerate(all_methods(table)):
+        line(
+            name,
+            lambda methods, name=name: values(methods.get(name, {}), "student"),
+            0.006 * (i - 2),
+            color=color[name],
+            marker="o",
+        )
+    line(
+        "weak mean",
+        lambda methods: [mean(weak) for weak in values(any_rows(methods), "weak")],
+        color="black",
+        linestyle=":",
+    )
+    ticks = {severity: f"{severity:g}\n(n = {len(any_rows(methods))})" for severity, methods in table.items()}
+    axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set(xlabel="shift severity", ylabel="test accuracy")
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside right center")
     return figure
 
 
 # ---------------------------------------------------------------------------------------------------- publish
 
 
-def publish(table, text: str, folder: Path) -> None:
-    """results/: the rows, the tables, the figures; and the tables between README.md's two marks."""
+def publish(table, text: str) -> None:
+    """results/: rows, tables, figures. And the tables between the two marks in README.md."""
+    folder, readme = HERE / "results", HERE / "README.md"
     folder.mkdir(exist_ok=True)
     rows = [row for methods in table.values() for by_seed in methods.values() for row in by_seed.values()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tables.md").write_text(text)
     draw(table, folder)
-    readme = HERE / "README.md"
-    before, rest = readme.read_text().split("<!-- tables -->", 1)
-    _, after = rest.split("<!-- end of tables -->", 1)
+    before, _, rest = readme.read_text().partition("<!-- tables -->\n")
+    _, _, after = rest.partition("<!-- end of tables -->")
     readme.write_text(f"{before}<!-- tables -->\n{text}<!-- end of tables -->{after}")
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("runs"), help="where the methods wrote their rows"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where the rows are")
     parser.add_argument("--publish", action="store_true", help="write results/ and the tables in README.md")
     return parser.parse_args(argv)
 
@@ -375,17 +293,17 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     table = read(args.folder)
     if not table:
-        raise data.InputError(f"no rows of the present code in {args.folder}: run a method first")
+        raise data.InputError(f"no row of the present code in {args.folder}/*.jsonl: run a method first")
     text = tables(table)
     print(text)
     draw(table, args.folder)
     if args.publish:
-        publish(table, text, HERE / "results")
+        publish(table, text)
 
 
 if __name__ == "__main__":
     try:
         main()
     except (data.InputError, OSError) as error:
-        print(f"summarize.py: {error}", file=sys.stderr)
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         sys.exit(2)

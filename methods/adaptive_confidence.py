@@ -80,7 +80,7 @@ def adaptive_confidence_loss(
 
 
 def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
-    """Factor of b in an epoch counted from 0: from 0 linearly to 1 over the first beta_ramp * epochs, then 1."""
+    """Factor of b in an epoch counted from 0: linear from 0 to 1 over the first beta_ramp * epochs."""
     return 1.0 if epoch >= beta_ramp * epochs else epoch / (beta_ramp * epochs)
 
 

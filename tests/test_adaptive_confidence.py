@@ -1,0 +1,205 @@
+import math
+
+import adaptive_confidence
+import pytest
+import torch
+import torch.nn.functional as F
+from adaptive_confidence import adaptive_confidence_loss, confidence_weight, ramp_at
+from conftest import gradient, random_problem
+
+import models
+
+
+def problem():
+    student_logits, weak_probs = random_problem(n=40)
+    return student_logits, weak_probs[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_loss_against_the_printed_formula(temperature):
+    student_logits, weak_probs = problem()
+    total = 0.0
+    for z, q in zip(student_logits, weak_probs):
+        cross_entropy = [torch.logsumexp(z, 0).item() - z[c].item() for c in range(len(z))]
+        own, weak = z.argmax().item(), q.argmax().item()
+        e_own, e_weak = (math.exp(cross_entropy[c] / temperature) for c in (own, weak))
+        b = e_own / (e_own + e_weak)
+        soft = sum(q[c].item() * cross_entropy[c] for c in range(len(z)))
+        total += ((1 - b) * soft + b * cross_entropy[own]) / len(student_logits)
+    value = adaptive_confidence_loss(student_logits, weak_probs, temperature).item()
+    torch.testing.assert_close(value, total)
+
+
+def test_values_of_the_released_code_without_labels(parity):
+    student_logits, weak_probs = (
+        torch.tensor(parity[key], dtype=torch.float64) for key in ("logits", "weak_logits")
+    )
+    weak_probs = weak_probs.softmax(-1)
+    _, grad = gradient(lambda z: adaptive_confidence_loss(z, weak_probs), student_logits)
+    per_sample = [
+        adaptive_confidence_loss(z[None], q[None]).item() for z, q in zip(student_logits, weak_probs)
+    ]
+    torch.testing.assert_close(per_sample, parity["adaptconf_T1"]["per_sample"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(grad.tolist(), parity["adaptconf_T1"]["grad_of_mean"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "temperature, tau, epoch", [(0.5, 1, 100), (0.5, 10, 100), (1.0, 1, 100), (0.5, 1, 10)]
+)
+def test_values_of_the_released_code_with_distillation(parity, temperature, tau, epoch):
+    published = parity[f"adaptconf_official_T{temperature}_tau{tau}_epoch{epoch}of100"]
+    student_logits, weak_logits = (
+        torch.tensor(parity[k], dtype=torch.float64) for k in ("logits", "weak_logits")
+    )
+    weak_probs, ramp = weak_logits.softmax(-1), ramp_at(epoch, 100, 0.25)
+    value, grad = gradient(
+        lambda z: adaptive_confidence_loss(z, weak_probs, temperature, tau, ramp), student_logits
+    )
+    # The code has KL where the loss has cross-entropy: they differ by the entropy of the softened weak label.
+    softened = F.log_softmax(weak_logits / tau, -1)
+    entropy = -(softened.exp() * softened).sum(-1)
+    b = ramp * confidence_weight(student_logits, weak_probs, temperature)
+    value -= ((1 - b) * tau**2 * entropy).mean()
+    torch.testing.assert_close(value.item(), published["kd"] + published["self"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(grad.tolist(), published["grad_of_sum"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_gradient_in_closed_form(tau):
+    """(1-b) tau (p_tau - q_tau) + b (p - e_k), and b itself carries none."""
+    student_logits, weak_probs = problem()
+    _, grad = gradient(lambda z: adaptive_confidence_loss(z, weak_probs, 2.0, tau), student_logits)
+    b = confidence_weight(student_logits, weak_probs, 2.0)[:, None]
+    p, p_tau = student_logits.softmax(-1), (student_logits / tau).softmax(-1)
+    q_tau = weak_probs ** (1 / tau) / (weak_probs ** (1 / tau)).sum(-1, keepdim=True)
+    e_k = F.one_hot(student_logits.argmax(-1), 5)
+    expected = (1 - b) * tau * (p_tau - q_tau) + b * (p - e_k)
+    torch.testing.assert_close(grad, expected / len(b))
+    assert not confidence_weight(student_logits.requires_grad_(), weak_probs, 1.0).requires_grad
+
+
+def test_weight_is_at_most_one_half_and_that_on_agreement():
+    student_logits, weak_probs = problem()
+    agree = student_logits.argmax(-1) == weak_probs.argmax(-1)
+    assert agree.any() and (~agree).any()
+    for temperature in (0.25, 1.0, 8.0):
+        b = confidence_weight(student_logits, weak_probs, temperature)
+        assert (b[agree] == 0.5).all() and (b[~agree] < 0.5).all() and (b > 0).all()
+    p = student_logits.softmax(-1)
+    p_k, p_w = p.amax(-1), p.gather(-1, weak_probs.argmax(-1, keepdim=True))[:, 0]
+    torch.testing.assert_close(confidence_weight(student_logits, weak_probs, 1.0), p_w / (p_w + p_k))
+
+
+def test_a_surer_disagreement_is_trusted_less():
+    weak_probs = torch.tensor([[0.1, 0.9]])
+    trust = [confidence_weight(torch.tensor([[z, 0.0]]), weak_probs, 1.0).item() for z in (0.5, 1.0, 4.0)]
+    assert trust == sorted(trust, reverse=True)
+    torch.testing.assert_close(trust[1], 1 / (1 + math.e))
+    softer = torch.tensor([[0.45, 0.55]])  # how sure the weak model is does not matter
+    assert confidence_weight(torch.tensor([[1.0, 0.0]]), softer, 1.0).item() == trust[1]
+
+
+def test_limits_of_the_temperature():
+    student_logits, weak_probs = problem()
+    agree = student_logits.argmax(-1) == weak_probs.argmax(-1)
+    hot, cold = (confidence_weight(student_logits, weak_probs, t) for t in (1e9, 1e-9))
+    torch.testing.assert_close(hot, torch.full_like(hot, 0.5))
+    assert (cold[~agree] < 1e-6).all()
+
+
+def test_extreme_logits_stay_finite():
+    student_logits = torch.tensor([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]])
+    weak_probs = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])  # and weak labels without any doubt
+    for tau in (1.0, 4.0):
+        value, grad = gradient(
+            lambda z, t=tau: adaptive_confidence_loss(z, weak_probs, 0.25, t), student_logits
+        )
+        assert value.isfinite() and grad.isfinite().all()
+
+
+def test_fixed_point_on_agreement():
+    """Student and weak model agree: gradient descent ends at p* = (q + e_w) / 2."""
+    q = torch.tensor([[0.30, 0.55, 0.10, 0.05]], dtype=torch.float64)
+    p_star = (q + torch.tensor([0.0, 1.0, 0.0, 0.0])) / 2
+    torch.testing.assert_close(descend(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), q), p_star, atol=1e-6, rtol=0)
+
+
+def test_fixed_point_on_disagreement():
+    """q = (.30, .55, .10, .05), the student says class 0: p* = (.5643, .3423, .0622, .0311)."""
+    q = torch.tensor([[0.30, 0.55, 0.10, 0.05]], dtype=torch.float64)
+    r = (math.sqrt(0.30**2 + 4 * 0.55) - 0.30) / 2
+    b = r / (1 + r)
+    p_star = (1 - b) * q + b * torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(p_star[0].tolist(), [0.5643, 0.3423, 0.0622, 0.0311], atol=1e-4, rtol=0)
+    torch.testing.assert_close(descend(p_star.log(), q), p_star, atol=1e-9, rtol=0)
+    torch.testing.assert_close(descend(p_star.log() + 0.05 * torch.randn(4), q), p_star, atol=1e-6, rtol=0)
+
+
+def descend(student_logits, q):
+    student_logits = student_logits.double()
+    for _ in range(2000):
+        _, grad = gradient(lambda z: adaptive_confidence_loss(z, q), student_logits)
+        student_logits = student_logits - 0.5 * grad
+    return student_logits.softmax(-1)
+
+
+def test_gradient_with_labels():
+    """The loop's sum of both terms on one sample: dL/dz = (p - e_y) + (1-b) (p - q) + b (p - e_k)."""
+    student_logits, weak_probs = problem()
+    labels = torch.arange(len(student_logits)) % 5
+    batch = torch.arange(len(student_logits))
+    _, grad = gradient(
+        lambda z: adaptive_confidence_loss(z, weak_probs) + models.label_loss(z[:, None], labels, batch),
+        student_logits,
+    )
+    b = confidence_weight(student_logits, weak_probs, 1.0)[:, None]
+    target = (1 - b) * weak_probs + b * F.one_hot(student_logits.argmax(-1), 5)
+    expected = 2 * student_logits.softmax(-1) - F.one_hot(labels, 5) - target
+    torch.testing.assert_close(grad, expected / len(labels))
+
+
+def test_ramp():
+    assert [ramp_at(epoch, 8, 0.5) for epoch in range(8)] == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+    assert [ramp_at(epoch, 4, 0.0) for epoch in range(4)] == [1, 1, 1, 1]
+    assert ramp_at(10, 100, 0.25) == 0.4  # as in the released code
+
+
+def train(**settings):
+    _, weak_probs = random_problem(n=300)
+    student = models.LinearHeads(6, 5, 3, False, seed=0)
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+    defaults = {"temperature": 1.0, "distill_temperature": 1.0, "beta_ramp": 0.0, "epochs": 2}
+    adaptive_confidence.train_student(
+        student=student,
+        x=x,
+        weak_probs=weak_probs.float(),
+        labels=None,
+        lr=1e-2,
+        batch_size=32,
+        seed=0,
+        **(defaults | settings),
+    )
+    return student.linear.weight.detach()
+
+
+def test_settings_reach_the_loss():
+    """Every setting changes the student; a ramp whose first epoch is the only one leaves b at 0: naive."""
+    plain = train()
+    for settings in ({"temperature": 8.0}, {"distill_temperature": 4.0}, {"beta_ramp": 0.9}):
+        assert not torch.allclose(plain, train(**settings), atol=1e-4)
+    import naive
+
+    _, weak_probs = random_problem(n=300)
+    student = models.LinearHeads(6, 5, 3, False, seed=0)
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+    naive.train_student(
+        student=student,
+        x=x,
+        weak_probs=weak_probs.float(),
+        labels=None,
+        epochs=1,
+        lr=1e-2,
+        batch_size=32,
+        seed=0,
+    )
+    torch.testing.assert_close(train(epochs=1, beta_ramp=1.0), student.linear.weight.detach())

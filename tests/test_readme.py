@@ -1,0 +1,63 @@
+"""What README.md and the docstrings promise: commands that parse, published tables and figures."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from conftest import METHODS, ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands():
+    """Every command line of README.md and of the docstrings of the scripts."""
+    found = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+    for path in [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "methods").glob("*.py"))]:
+        docstring = path.read_text().split('"""')[1]
+        found += [line.strip() for line in docstring.splitlines() if line.startswith("    python ")]
+    return [line.split("#")[0].strip() for line in found if line.split("#")[0].strip()]
+
+
+def test_there_are_commands():
+    text = "\n".join(commands())
+    assert len(commands()) > 10
+    for name in ["./run_all.sh", "./run_tests.sh", "summarize.py --publish", *METHODS]:
+        assert name in text
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_every_command_is_understood(command, monkeypatch):
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z]+=\S*", word)]
+    if words[0] in ("git", "cd"):
+        return
+    if words[0].startswith("./"):
+        assert (ROOT / words[0]).stat().st_mode & 0o111
+        arguments = words[1:]
+        if words[0] == "./run_all.sh" and arguments:
+            for method in METHODS:
+                importlib.import_module(method).parse_args(arguments)
+        return
+    assert words[0] == "python" and (ROOT / words[1]).is_file(), command
+    monkeypatch.setattr("data.check_name", lambda name: name)  # FILE.npz stands for the reader's own
+    importlib.import_module(words[1].removeprefix("methods/").removesuffix(".py")).parse_args(words[2:])
+
+
+def test_tables_are_the_published_ones():
+    tables = README.split("<!-- tables -->\n")[1].split("<!-- end of tables -->")[0]
+    assert tables == (ROOT / "results" / "tables.md").read_text() and len(tables.splitlines()) > 10
+
+
+def test_links_and_figures_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert {"results/accuracy.png", "results/weights.png", "results/severity.png"} <= set(targets)
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_flags_in_the_text_exist():
+    flags = set(re.findall(r"`(--[a-z-]+)", README))
+    parsers = [importlib.import_module(method) for method in METHODS]
+    sources = "".join((ROOT / "methods" / f"{module.__name__}.py").read_text() for module in parsers)
+    sources += (ROOT / "summarize.py").read_text()
+    assert flags and all(f'"{flag}"' in sources for flag in flags), flags

@@ -1,0 +1,104 @@
+"""run_all.sh, run_tests.sh and setup.sh, with a stand-in for Python that notes what it is asked to do."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import METHODS, ROOT
+
+FAKE = """#!/usr/bin/env bash
+echo "$0 $*" >> "$LOG"
+case "$*" in
+    *find_spec*) exit "${HAS_PACKAGES:-1}" ;;
+    *version_info*) exit "${TOO_OLD:-0}" ;;
+    "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+    *"pip install"*) exit "${PIP_FAILS:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy of the scripts, and a python3 on the PATH that is the stand-in."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    for name in ("setup.sh", "run_all.sh", "run_tests.sh", "requirements.txt", "methods"):
+        path = ROOT / name
+        shutil.copytree(path, folder / name) if path.is_dir() else shutil.copy(path, folder)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(FAKE)
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.delenv("PYTHON", raising=False)
+    monkeypatch.delenv("OUT", raising=False)
+    return folder
+
+
+def call(folder, *command, **environment):
+    """Runs a script from elsewhere; returns its result and the lines that the stand-in noted."""
+    log = folder.parent / "log"
+    log.write_text("")
+    result = subprocess.run(
+        [str(folder / command[0]), *command[1:]],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    return result, log.read_text().splitlines()
+
+
+def test_first_use_installs_and_second_does_not(folder):
+    result, calls = call(folder, "run_tests.sh", "-k", "raven")
+    assert result.returncode == 0, result.stderr
+    assert sum("pip install" in line for line in calls) == 1
+    assert calls[-1].endswith(".venv/bin/python -m pytest -k raven")
+    result, calls = call(folder, "run_tests.sh")
+    assert result.returncode == 0 and len(calls) == 1
+    with open(folder / "requirements.txt", "a") as file:
+        file.write("more\n")
+    _, calls = call(folder, "run_tests.sh")
+    assert sum("pip install" in line for line in calls) == 1
+
+
+def test_a_broken_installation_fails_loudly_and_is_taken_up_again(folder):
+    result, calls = call(folder, "run_all.sh", PIP_FAILS="7")
+    assert result.returncode != 0 and not any("methods/" in line for line in calls)
+    result, calls = call(folder, "run_tests.sh")
+    assert result.returncode == 0 and sum("pip install" in line for line in calls) == 1
+
+
+def test_an_old_python_is_refused(folder):
+    result, calls = call(folder, "run_tests.sh", TOO_OLD="1")
+    assert result.returncode == 1 and "3.11" in result.stderr and not (folder / ".venv").exists()
+
+
+def test_another_interpreter_is_used_as_it_is_or_makes_the_environment(folder, tmp_path):
+    other = tmp_path / "other-python"
+    shutil.copy(tmp_path / "bin" / "python3", other)
+    _, calls = call(folder, "run_tests.sh", PYTHON=str(other), HAS_PACKAGES="0")
+    assert calls[-1] == f"{other} -m pytest ".rstrip() or calls[-1].startswith(f"{other} -m pytest")
+    assert not (folder / ".venv").exists()
+    _, calls = call(folder, "run_tests.sh", PYTHON=str(other))
+    assert any(line == f"{other} -m venv .venv" for line in calls)
+    assert calls[-1].endswith(".venv/bin/python -m pytest")
+
+
+def test_run_all_runs_every_method_once_per_supervision_and_summarizes(folder):
+    result, calls = call(folder, "run_all.sh", "--device", "cpu", OUT="elsewhere")
+    assert result.returncode == 0, result.stderr
+    runs = [line.split(" ", 1)[1].split("python ")[-1] for line in calls if "methods/" in line]
+    for method in METHODS:
+        own = [line for line in runs if line.startswith(f"methods/{method}.py ")]
+        supervised = '"--supervision"' in (ROOT / "methods" / f"{method}.py").read_text()
+        assert len(own) == len(set(own)) == (4 if supervised else 2)
+        assert all(line.endswith("--device cpu --out elsewhere") for line in own)
+    assert calls[-1].endswith("summarize.py elsewhere")
+
+
+def test_scripts_are_executable_and_ci_runs_the_tests():
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec ./run_tests.sh"
+    for script in ("run_all.sh", "run_tests.sh", ".ci/run"):
+        assert (ROOT / script).stat().st_mode & 0o111

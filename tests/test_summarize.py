@@ -1,0 +1,135 @@
+import json
+import math
+import shutil
+
+import pytest
+from conftest import ROOT
+
+import data
+import models
+import summarize
+
+
+def make_row(
+    method, seed, student, supervision="each", task="glyphs", weak=(0.5, 0.6, 0.7), ceiling=0.9, **more
+):
+    return {
+        "method": method,
+        "task": task,
+        "seed": seed,
+        "supervision": supervision,
+        "torch": "0",
+        "device": "cpu",
+        "code": models.code_hash(ROOT / "methods" / f"{method}.py"),
+        "flags": {"lr": 0.1},
+        "weak_models": ["a", "b", "c"],
+        "weak": list(weak),
+        "student": student,
+        "ceiling": ceiling,
+        "pgr": (student - 0.6) / 0.3,
+        "n_test": 100,
+    } | more
+
+
+def raven_row(seed, student, weights, **more):
+    history = [[1 / 3] * 3, weights]
+    return make_row("raven", seed, student, "weighted", weights=weights, weight_history=history, **more)
+
+
+@pytest.fixture
+def rows():
+    """naive .70 .72 .74, ensemble .75 .75 .75, RAVEN .80 .78 .85 on three seeds of one task."""
+    naive = [make_row("naive", seed, value) for seed, value in enumerate((0.70, 0.72, 0.74))]
+    ensemble = [make_row("naive", seed, 0.75, "mean") for seed in range(3)]
+    weights = [[0.1, 0.1, 0.8], [0.1, 0.8, 0.1], [0.0, 0.3, 0.7]]
+    raven = [raven_row(seed, v, w) for seed, (v, w) in enumerate(zip((0.80, 0.78, 0.85), weights))]
+    return naive + ensemble + raven
+
+
+def write(rows, folder="runs"):
+    data.Path(folder).mkdir(exist_ok=True)
+    for row in rows:
+        with open(f"{folder}/{row['method']}.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+    return data.Path(folder)
+
+
+def test_interval_by_hand():
+    center, half = summarize.interval([0.70, 0.72, 0.74])
+    assert center == pytest.approx(0.72) and half == pytest.approx(4.303 * 0.02 / math.sqrt(3))
+    assert math.isnan(summarize.interval([0.5])[1])
+    assert summarize.interval([0.5, 0.5])[1] == 0
+
+
+def test_t_quantiles_against_the_density():
+    """Between -t and t Student's density integrates to .95, by the trapezoid rule."""
+    for degrees, t in enumerate(summarize.T975, start=1):
+        scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(
+            degrees * math.pi
+        )
+        step = t / 20000
+        density = [scale * (1 + (i * step) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(20001)]
+        assert 2 * step * (sum(density) - (density[0] + density[-1]) / 2) == pytest.approx(0.95, abs=1e-4)
+
+
+def test_tables_by_hand(rows):
+    text = summarize.tables(summarize.read(write(rows)))
+    assert "| task | weak models | naive | ensemble | RAVEN | ceiling |" in text
+    # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
+    assert "| glyphs (n = 3) | 50.0, 60.0, 70.0 | 72.0 ±5.0 / 40 ±17 | 75.0 ±0.0 / 50 ±0 | 81.0" in text
+    # seed by seed: .10 .06 .11 -> 9.0 ± 4.303 * 2.6458 / sqrt(3); the pairing matters, as .80 - .74 would not be .10
+    assert "+9.0 ±6.6 / +30 ±22" in text
+    assert "+6.0 ±9.0 / +20 ±30 (ensemble)" in text  # the best other method by mean accuracy
+    assert "| 2 of 3 |" in text  # seed 1 trusts the second weak model, the third is the best
+
+
+def test_differences_are_taken_at_common_seeds_only(rows):
+    table = summarize.read(write([row for row in rows if (row["method"], row["seed"]) != ("naive", 1)]))
+    methods = table["glyphs"]
+    assert summarize.differences(methods["RAVEN"], methods["naive"], "student") == pytest.approx([0.10, 0.11])
+
+
+def test_a_null_pgr_is_shown_as_such(rows):
+    rows[0]["pgr"] = None
+    text = summarize.tables(summarize.read(write(rows)))
+    assert "72.0 ±5.0 / – |" in text and "+9.0 ±6.6 / – |" in text
+
+
+def test_rows_of_other_code_or_flags_are_left_out(rows, capsys):
+    old = make_row("naive", 0, 0.1, code="000000000000")
+    before = make_row("naive", 1, 0.2, flags={"lr": 0.5})
+    gone = make_row("naive", 0, 0.3) | {"method": "removed"}
+    table = summarize.read(write([old, before, gone, *rows]))
+    assert [row["student"] for row in table["glyphs"]["naive"].values()] == [0.70, 0.72, 0.74]
+    assert "3 of 12 rows left out" in capsys.readouterr().err
+    assert list(table["glyphs"]) == ["naive", "ensemble", "RAVEN"]
+
+
+def test_a_new_method_is_picked_up(rows, monkeypatch):
+    new = [{**row, "method": "brand_new"} for row in rows[:3]]
+    monkeypatch.setattr(summarize, "is_current", lambda row: True)
+    assert "| naive | ensemble | brand new | RAVEN |" in summarize.tables(summarize.read(write(rows + new)))
+
+
+def test_publishing(rows, monkeypatch, capsys):
+    """Rows, tables and three figures; the README keeps what is around its tables."""
+    sweep = [{**row, "task": "glyphs-shift-0.8", "student": row["student"] - 0.3} for row in rows]
+    write(rows + sweep)
+    data.Path("README.md").write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
+    monkeypatch.setattr(summarize, "HERE", data.Path.cwd())
+    shutil.copytree(ROOT / "methods", "methods")
+    summarize.main(["--publish"])
+    results = data.Path("results")
+    text = (results / "tables.md").read_text()
+    assert text in capsys.readouterr().out
+    assert data.Path("README.md").read_text() == (
+        f"before\n<!-- tables -->\n{text}<!-- end of tables -->\nafter\n"
+    )
+    for figure in ("accuracy.png", "weights.png", "severity.png"):
+        assert (results / figure).read_bytes()[:4] == b"\x89PNG" == data.Path("runs", figure).read_bytes()[:4]
+    assert len(models.read_rows(results / "rows.jsonl")) == 18
+
+
+def test_nothing_to_summarize_is_one_clear_line():
+    with pytest.raises(data.InputError, match="no row"):
+        summarize.main(["runs"])
