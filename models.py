@@ -1,15 +1,17 @@
 """Networks, the plain supervised fit, the pretrained strong encoder, and what a student is given.
 
-    supervise(name, seed) -> Task with the strong encoder's features as x, and the weak models' weak_probs
+    supervise(name, seed, ...) -> Task with the strong encoder's features and the weak models' weak_probs
 
 What is slow is computed once and kept under cache/, named by a hash of its arguments, of the source text of
 data.py and models.py and of the torch version: changed code never meets an old result.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -94,10 +96,11 @@ def fit(model, x, y, *, epochs, lr, batch_size, seed, progress=None):
     return model.eval()
 
 
-def train_ceiling(task: data.Task, *, seed, **recipe) -> nn.Module:
-    """The same student, trained in the same way on the ground truth of strong_train."""
+def train_ceiling(task: data.Task, *, epochs, lr, batch_size, seed) -> nn.Module:
+    """The same student, trained on the ground truth of strong_train."""
     student = make_student(task, 1, seed)
-    fit(nn.Sequential(student, nn.Flatten(1)), task.strong_train.x, task.strong_train.y, seed=seed, **recipe)
+    recipe = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    fit(nn.Sequential(student, nn.Flatten(1)), task.strong_train.x, task.strong_train.y, **recipe)
     return student
 
 
@@ -113,7 +116,7 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
-    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
     return name
 
@@ -211,7 +214,7 @@ def supervise(name: str, seed: int, data_dir: str | None, device: str, encoder_s
     else:
         arguments = {"name": name, "seed": seed, "data_dir": data_dir, "device": device}
         task = cached("supervision", label_and_encode, **arguments, encoder_steps=encoder_steps)
-    std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0)
+    std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
     splits = {}
     for split in ("strong_train", "val", "test"):
         x, y, weak_probs = getattr(task, split)
@@ -245,9 +248,12 @@ def cached(kind: str, function, **arguments):
     path = CACHE / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.pt"
     if path.exists():
         try:
-            return torch.load(path, weights_only=True)
-        except Exception as error:  # torch.load raises many kinds on a damaged file
-            print(f"{path} is damaged and is computed again ({error})", file=sys.stderr)
+            damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at checksums
+            if not damaged:
+                return torch.load(path, weights_only=True)
+        except zipfile.BadZipFile as error:
+            damaged = error
+        print(f"{path} is damaged ({damaged}) and is computed again", file=sys.stderr)
     value = function(**arguments)
     write_atomically(path, lambda file: torch.save(value, file))
     return value
@@ -257,9 +263,12 @@ def write_atomically(path: Path, write) -> None:
     """write(file) to a temporary file, then rename it: a run killed at any moment leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        write(file)
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def code_hash(method_file: str | Path) -> str:
@@ -270,21 +279,28 @@ def code_hash(method_file: str | Path) -> str:
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a .jsonl file, none if there is no file. Raises InputError on a line that is no row."""
-    lines = path.read_text().splitlines() if path.exists() else []
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for row in rows:
+            assert {"method", "task", "seed", "supervision", "code", "flags"} <= row.keys(), (
+                "a key is missing"
+            )
+    except (ValueError, AttributeError, AssertionError) as error:
         raise data.InputError(f"{path} has a line that is no row; mend or remove it ({error})") from error
+    return rows
 
 
 def find_row(out: str, identity: dict) -> dict | None:
     """The row of OUT/METHOD.jsonl that agrees with `identity` in all it names, or None."""
+    Path(out).mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made costs no training
     rows = read_rows(Path(out) / f"{identity['method']}.jsonl")
     return next((row for row in rows if identity.items() <= row.items()), None)
 
 
 def save_row(out: str, row: dict) -> None:
-    """Adds the row to OUT/METHOD.jsonl."""
+    """Adds the row to OUT/METHOD.jsonl; several runs may do so at a time."""
     path = Path(out) / f"{row['method']}.jsonl"
-    lines = "".join(json.dumps(row) + "\n" for row in [*read_rows(path), row])
-    write_atomically(path, lambda file: file.write(lines.encode()))
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        lines = "".join(json.dumps(row) + "\n" for row in [*read_rows(path), row])
+        write_atomically(path, lambda file: file.write(lines.encode()))

@@ -8,6 +8,7 @@ student, so differences are taken seed by seed. Only rows of the code as it stan
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -18,13 +19,15 @@ import data
 import models
 
 HERE = Path(__file__).parent
-NAMES = {
-    "naive each": "naive",
-    "naive mean": "ensemble",
-    "adaptive_confidence each": "AdaptConf",
-    "adaptive_confidence mean": "AdaptConf on ensemble",
-    "raven weighted": "RAVEN",
+# Method and supervision -> name and colour of their column; others keep their name and get a free colour.
+COLUMNS = {
+    "naive each": ("naive", "#888888"),
+    "naive mean": ("ensemble", "#1f77b4"),
+    "adaptive_confidence each": ("AdaptConf", "#ff7f0e"),
+    "adaptive_confidence mean": ("AdaptConf on ensemble", "#d62728"),
+    "raven weighted": ("RAVEN", "#6a3d9a"),
 }
+RECIPE = ("encoder_steps", "epochs", "lr", "ceiling_lr", "batch_size")  # flags that all methods share
 # Quantile .975 of Student's t at 1, 2, ... 30 degrees of freedom; beyond, the last serves (a bit too wide).
 T975 = [float(t) for t in """12.706 4.303 3.182 2.776 2.571 2.447 2.365 2.306 2.262 2.228 2.201 2.179 2.160
     2.145 2.131 2.120 2.110 2.101 2.093 2.086 2.080 2.074 2.069 2.064 2.060 2.056 2.052 2.048 2.045
@@ -39,7 +42,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
     """The rows of FOLDER/*.jsonl as table[task][method][seed]. Left out, with a word on stderr: rows of other
-    code than the present, and rows with other flags than the latest one of the same task and method."""
+    code than the present, and rows with other flags than the latest one of the same task and method. Raises
+    InputError where the methods of a task were not run alike."""
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in models.read_rows(path)]
     latest = {(row["task"], method(row)): setting(row) for row in rows if is_current(row)}
     kept = [row for row in rows if latest.get((row["task"], method(row))) == setting(row)]
@@ -48,6 +52,12 @@ def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
     table = {}
     for row in sorted(kept, key=order):
         table.setdefault(row["task"], {}).setdefault(method(row), {})[row["seed"]] = row
+    for task, methods in table.items():
+        recipes = {str(recipe(row)) for rows in methods.values() for row in rows.values()}
+        if len(recipes) > 1:
+            raise data.InputError(
+                f"{folder}: rows of {task} cannot be compared: {' and '.join(sorted(recipes))}"
+            )
     return table
 
 
@@ -60,10 +70,16 @@ def setting(row):
     return row["code"], row["torch"], row["device"], row["flags"]
 
 
+def recipe(row) -> dict:
+    return {"torch": row["torch"], "device": row["device"]} | {
+        flag: row["flags"].get(flag) for flag in RECIPE
+    }
+
+
 def method(row) -> str:
     """The name of a row's column."""
-    known = f"{row['method']} {row['supervision']}"
-    return NAMES.get(known, known.removesuffix(" each").replace("_", " "))
+    key = f"{row['method']} {row['supervision']}"
+    return COLUMNS[key][0] if key in COLUMNS else key.removesuffix(" each").replace("_", " ")
 
 
 def order(row):
@@ -95,20 +111,23 @@ def differences(rows, others, key) -> list:
     return [None if None in pair else pair[0] - pair[1] for pair in pairs]
 
 
-def cell(accuracies, pgrs, sign="") -> str:
-    """ "85.1 ±0.4 / 61 ±2", accuracy and PGR in percent; "–" where a value is null or there is none."""
-    texts = []
-    for numbers, digits in ((accuracies, 1), (pgrs, 0)):
-        if not numbers or None in numbers:
-            texts.append("–")
-            continue
-        center, half = interval([100 * number for number in numbers])
-        texts.append(f"{center:{sign}.{digits}f}" + ("" if math.isnan(half) else f" ±{half:.{digits}f}"))
-    return " / ".join(texts).replace("-", "−")
+def percent(numbers: list[float], digits=1, sign="") -> str:
+    """ "85.1 ±0.4" in percent; "–" where a value is null or there is none."""
+    if not numbers or None in numbers:
+        return "–"
+    center, half = interval([100 * number for number in numbers])
+    text = f"{center:{sign}.{digits}f}" + ("" if math.isnan(half) else f" ±{half:.{digits}f}")
+    return text.replace("-", "−")
 
 
-def compare(rows, others) -> str:
-    return cell(*(differences(rows, others, key) for key in ("student", "pgr")), sign="+")
+def cell(accuracies, pgrs, n, sign="") -> str:
+    """ "85.1 ±0.4 / 61 ±2", accuracy and PGR; the number of seeds is added where it is not the task's n."""
+    other_n = f" (n = {len(accuracies)})" if len(accuracies) not in (0, n) else ""
+    return f"{percent(accuracies, 1, sign)} / {percent(pgrs, 0, sign)}{other_n}"
+
+
+def compare(rows, others, n) -> str:
+    return cell(*(differences(rows, others, key) for key in ("student", "pgr")), n, sign="+")
 
 
 def top_weight_hits(rows) -> str:
@@ -126,26 +145,30 @@ def tables(table) -> str:
     columns = all_methods(table)
     scores, paired = [], []
     for task, methods in table.items():
-        some = any_rows(methods)
-        label = f"{task} (n = {len(some)})"
-        weak = ", ".join(f"{100 * mean(accuracies):.1f}" for accuracies in zip(*values(some, "weak")))
-        ceiling = f"{100 * mean(values(some, 'ceiling')):.1f}"
-        cells = [cell(*(values(methods.get(m, {}), key) for key in ("student", "pgr"))) for m in columns]
-        scores.append([label, weak, *cells, ceiling])
+        some, raven, naive = any_rows(methods), methods.get("RAVEN", {}), methods.get("naive", {})
+        n, label = len(some), f"{task} (n = {len(some)})"
+        weak = ", ".join(percent(list(accuracies)) for accuracies in zip(*values(some, "weak")))
+        cells = [cell(*(values(methods.get(m, {}), key) for key in ("student", "pgr")), n) for m in columns]
+        scores.append([label, weak, *cells, percent(values(some, "ceiling"))])
 
-        naive, raven = methods.get("naive", {}), methods.get("RAVEN", {})
-        others = [m for m in methods if m != "RAVEN"]
-        best = max(others, key=lambda m: mean(values(methods[m], "student")), default="none")
-        to_best = f"{compare(raven, methods.get(best, {}))} ({best})"
-        to_naive = [compare(methods.get(m, {}), naive) for m in columns if m != "naive"]
+        others = {m: rows for m, rows in methods.items() if m != "RAVEN" and rows.keys() >= raven.keys()}
+        best = (
+            max(others, key=lambda m: mean(others[m][seed]["student"] for seed in raven))
+            if raven and others
+            else ""
+        )
+        to_naive = [compare(methods.get(m, {}), naive, n) for m in columns if m != "naive"]
+        to_best = f"{compare(raven, others[best], n)} ({best})" if best else "–"
         paired.append([label, *to_naive, to_best, top_weight_hits(raven.values())])
     against_naive = [f"{m} − naive" for m in columns if m != "naive"]
-    return f"""Accuracy / PGR in %, mean ±95 % t-interval over n seeds:
+    return f"""\
+Accuracy / PGR in %, mean ±95 % t-interval over n seeds. PGR compares the student of one weak model with
+that model, the student of several with their mean accuracy.
 
 {markdown(["task", "weak models", *columns, "ceiling"], scores)}
 
-Paired differences, accuracy / PGR in points. Last column: in how many seeds RAVEN's largest weight is on the
-most accurate weak model.
+Paired differences, accuracy / PGR in points. "Best other" is by mean test accuracy; the last column
+says in how many seeds RAVEN's largest weight is on the most accurate weak model.
 
 {markdown(["task", *against_naive, "RAVEN − best other", "top weight"], paired)}
 """
@@ -163,8 +186,9 @@ def draw(table, folder: Path) -> None:
 
     small = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
     pyplot.rcParams.update(small | {"figure.constrained_layout.use": True, "legend.frameon": False})
-    palette = ["#888888", "#1f77b4", "#ff7f0e", "#d62728", "#8c564b", "#2ca02c", "#e377c2", "#17becf"]
-    color = dict(zip(all_methods(table), palette)) | {"RAVEN": "#6a3d9a"}
+    color = dict(COLUMNS.values())
+    free = itertools.cycle(["#2ca02c", "#8c564b", "#e377c2", "#17becf", "#bcbd22"])
+    color |= {name: next(free) for name in all_methods(table) if name not in color}
     # The severities between and beyond the two main rendered tasks are for the third figure.
     main = {task: methods for task, methods in table.items() if not task.startswith("glyphs-shift-")}
     raven = {task: methods["RAVEN"] for task, methods in main.items() if "RAVEN" in methods}
@@ -214,10 +238,10 @@ def draw_accuracy(pyplot, table, color):
 
 
 def draw_weights(pyplot, table):
-    """Figure (b): RAVEN's weights over epochs, a line per seed, above each weak model's accuracy on test."""
-    size = (1.0 + 2.1 * len(table), 3.6)
+    """Figure (b): RAVEN's weights over epochs, a line per seed, above each weak model's accuracy."""
+    size = (1.0 + 2.1 * len(table), 3.8)
     figure, axes = pyplot.subplots(
-        2, len(table), figsize=size, sharey="row", squeeze=False, height_ratios=[2, 1]
+        2, len(table), figsize=size, sharey="row", squeeze=False, height_ratios=[3, 2]
     )
     for (above, below), (task, rows) in zip(axes.T, table.items()):
         for m, name in enumerate(next(iter(rows.values()))["weak_models"]):
@@ -225,9 +249,15 @@ def draw_weights(pyplot, table):
                 above.plot([weights[m] for weights in history], color=f"C{m}", alpha=0.6, linewidth=1)
             center, half = interval([accuracies[m] for accuracies in values(rows, "weak")])
             below.bar(name, center, yerr=half, color=f"C{m}", capsize=2, width=0.7)
+            center, half = interval([confidences[m] for confidences in values(rows, "weak_confidence")])
+            confidence = below.errorbar(
+                name, center, yerr=half, fmt="D", color="black", markersize=4, capsize=2
+            )
         above.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
     axes[0, 0].set_ylabel("RAVEN's weights")
-    axes[1, 0].set_ylabel("test accuracy")
+    axes[1, 0].set_ylabel("on test")
+    key = [pyplot.Rectangle((0, 0), 1, 1, color="#999999"), confidence]
+    figure.legend(key, ["accuracy", "mean confidence"], loc="outside lower center", ncols=2)
     return figure
 
 
@@ -277,9 +307,10 @@ def publish(table, text: str) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tables.md").write_text(text)
     draw(table, folder)
-    before, _, rest = readme.read_text().partition("<!-- tables -->\n")
-    _, _, after = rest.partition("<!-- end of tables -->")
-    readme.write_text(f"{before}<!-- tables -->\n{text}<!-- end of tables -->{after}")
+    before, after = (
+        readme.read_text().split(mark) for mark in ("<!-- tables -->\n", "<!-- end of tables -->")
+    )
+    readme.write_text(f"{before[0]}<!-- tables -->\n{text}<!-- end of tables -->{after[1]}")
 
 
 def parse_args(argv=None):

@@ -5,11 +5,11 @@ arXiv 2402.03749. The student learns from two targets at once: the weak model's 
 prediction. How far it listens to itself is read from its own logits: one half where both name the same class,
 and less the more sharply it prefers its class to the weak model's.
 
-    L    = (1 - b) CE(z, q) + b CE(z, e_k)                                       k = argmax z, w = argmax q
+    L    = (1 - b) CE(z, q) + b CE(z, e_k)                       k = argmax z, w = argmax q          (Eq. 2)
     b(x) = exp(CE(z, e_k) / T) / ( exp(CE(z, e_k) / T) + exp(CE(z, e_w) / T) )                       (Eq. 2)
-         = sigmoid((z_w - z_k) / T)                                     since CE(z, e_c) = logsumexp(z) - z_c
-    with labels y handed out by the task, and a distillation temperature tau:
-    L    = CE(z, e_y) + (1 - b) tau^2 CE_tau(z, q) + b CE(z, e_k)      CE_tau: z and log q both divided by tau
+         = sigmoid((z_w - z_k) / T)                              since CE(z, e_c) = logsumexp(z) - z_c
+    with a distillation temperature tau, and the cross-entropy of labels y where the task hands them out:
+    L    = [CE(z, e_y) +] (1 - b) tau^2 CE_tau(z, q) + b CE(z, e_k)    CE_tau: z and log q both divided by tau
 
     paper | here                 shape
     z     | student_logits       (N, C)
@@ -21,10 +21,11 @@ and less the more sharply it prefers its class to the weak model's.
 No gradient flows through b. Note what Eq. 2 says: on disagreement b *falls* as the student grows surer of
 itself. The weak model's confidence enters L, but not b.
 
-Differences from paper and code: b is the closed form, as the printed one overflows; CE_tau stands where the
-code has a KL divergence, which differs by the entropy of q and has the same gradient; the ramp of b, which
-the code has in two of its four settings (over 25 % of the epochs), is one flag, its default chosen on
-validation data.
+Differences from paper and code: b is the closed form, as the printed one overflows; T = 1 in Eq. 2, while the
+code divides by a T of .25 to 8; CE_tau stands where the code has a KL divergence, which differs by the
+entropy of q and has the same gradient; a ramp of b, which the code has in two of its four settings (over
+25 % of the epochs), is a flag. The defaults, chosen on validation data, are T = 8 and a long ramp: close to a
+fixed b = 1/2, that is, to self-training. For Eq. 2 itself: --temperature 1 --beta-ramp 0.
 
     python methods/adaptive_confidence.py --task glyphs-shift          # @RESULT@
 """
@@ -140,10 +141,13 @@ def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
 def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     """The figures of a row. targets (N, S, C): what supervised each of the S students, on the test samples.
 
-    A student of one weak model is compared with that model, a student of several with their mean accuracy.
+    The PGR compares the student of one weak model with that model, and the student of several with their mean
+    accuracy (RAVEN, Eq. 18).
     """
     x, y, weak_probs = task.test
     logits = models.predict(student, x)
+    if not logits.isfinite().all():
+        raise data.InputError("training diverged: lower the learning rates")
     weak, students = accuracy(weak_probs, y), accuracy(logits, y)
     [best] = accuracy(models.predict(ceiling, x), y)
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
@@ -151,6 +155,7 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     return {
         "weak_models": task.weak_models,
         "weak": weak,
+        "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
         **({"students": students} if len(students) > 1 else {}),
         "student": mean(students),
         "ceiling": best,
@@ -176,16 +181,22 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of student and ceiling")
+    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the student")
+    add(
+        "--ceiling-lr",
+        type=number(float, 0),
+        default=1e-3,
+        help="Adam's, of the ceiling: true labels bear more",
+    )
     add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
     return parser
 
 
-def row_identity(method: str, supervision: str, task: str, seed: int, flags: dict) -> dict:
+def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
     """All that a row's figures depend on: with the same identity it is not computed again."""
     elsewhere = ("task", "seeds", "data_dir", "out", "device", "supervision")
     return {
-        "method": method,
+        "method": Path(__file__).stem,
         "task": data.row_name(task),
         "seed": seed,
         "supervision": supervision,
@@ -219,32 +230,33 @@ def parse_args(argv=None):
 def main(argv=None) -> list[dict]:
     """Prints, saves and returns one row per task and seed."""
     args = parse_args(argv)
-    recipe = {"epochs": args.epochs, "lr": args.lr, "batch_size": args.batch_size}
     rows = []
     for name, seed in itertools.product(args.task, args.seeds):
-        identity = row_identity("adaptive_confidence", args.supervision, name, seed, vars(args))
+        identity = row_identity(args.supervision, name, seed, vars(args))
         row = models.find_row(args.out, identity)
         if row is None:
-            start = time.perf_counter()
             task = models.supervise(name, seed, args.data_dir, args.device, args.encoder_steps)
+            recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
             x, _, weak_probs = task.strong_train
             weak_probs = models.supervisors(weak_probs, args.supervision)
             student = models.make_student(task, weak_probs.shape[1], seed)
+            start = time.perf_counter()
             train_student(
                 student=student,
                 x=x,
                 weak_probs=weak_probs,
                 labels=task.labels,
-                seed=seed,
+                lr=args.lr,
                 temperature=args.temperature,
                 distill_temperature=args.distill_temperature,
                 beta_ramp=args.beta_ramp,
                 **recipe,
             )
-            ceiling = models.train_ceiling(task, seed=seed, **recipe)
+            seconds = time.perf_counter() - start
+            ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)
             targets = models.supervisors(task.test.weak_probs, args.supervision)
             row = identity | score(task, student, ceiling, targets)
-            row["seconds"] = round(time.perf_counter() - start, 2)
+            row["seconds"] = round(seconds, 2)  # of training the student
             models.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)

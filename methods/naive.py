@@ -10,7 +10,7 @@ student often ends higher: what the weak labels have in common comes easier to i
     paper | here            shape
     z     | student_logits  (N, C)   p = softmax(z)
     q     | weak_probs      (N, C)   softmax of a weak model's logits, fixed
-          | ceiling                  the same student, trained in the same way on the ground truth
+          | ceiling                  the same student, trained on the ground truth of the same samples
 
 With several weak models, `--supervision each` trains one student per weak model, `--supervision mean` one on
 the mean of their soft labels: the baseline that RAVEN's authors call the ensemble.
@@ -89,10 +89,13 @@ def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
 def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     """The figures of a row. targets (N, S, C): what supervised each of the S students, on the test samples.
 
-    A student of one weak model is compared with that model, a student of several with their mean accuracy.
+    The PGR compares the student of one weak model with that model, and the student of several with their mean
+    accuracy (RAVEN, Eq. 18).
     """
     x, y, weak_probs = task.test
     logits = models.predict(student, x)
+    if not logits.isfinite().all():
+        raise data.InputError("training diverged: lower the learning rates")
     weak, students = accuracy(weak_probs, y), accuracy(logits, y)
     [best] = accuracy(models.predict(ceiling, x), y)
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
@@ -100,6 +103,7 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     return {
         "weak_models": task.weak_models,
         "weak": weak,
+        "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
         **({"students": students} if len(students) > 1 else {}),
         "student": mean(students),
         "ceiling": best,
@@ -125,16 +129,22 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of student and ceiling")
+    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the student")
+    add(
+        "--ceiling-lr",
+        type=number(float, 0),
+        default=1e-3,
+        help="Adam's, of the ceiling: true labels bear more",
+    )
     add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
     return parser
 
 
-def row_identity(method: str, supervision: str, task: str, seed: int, flags: dict) -> dict:
+def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
     """All that a row's figures depend on: with the same identity it is not computed again."""
     elsewhere = ("task", "seeds", "data_dir", "out", "device", "supervision")
     return {
-        "method": method,
+        "method": Path(__file__).stem,
         "task": data.row_name(task),
         "seed": seed,
         "supervision": supervision,
@@ -159,24 +169,25 @@ def parse_args(argv=None):
 def main(argv=None) -> list[dict]:
     """Prints, saves and returns one row per task and seed."""
     args = parse_args(argv)
-    recipe = {"epochs": args.epochs, "lr": args.lr, "batch_size": args.batch_size}
     rows = []
     for name, seed in itertools.product(args.task, args.seeds):
-        identity = row_identity("naive", args.supervision, name, seed, vars(args))
+        identity = row_identity(args.supervision, name, seed, vars(args))
         row = models.find_row(args.out, identity)
         if row is None:
-            start = time.perf_counter()
             task = models.supervise(name, seed, args.data_dir, args.device, args.encoder_steps)
+            recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
             x, _, weak_probs = task.strong_train
             weak_probs = models.supervisors(weak_probs, args.supervision)
             student = models.make_student(task, weak_probs.shape[1], seed)
+            start = time.perf_counter()
             train_student(
-                student=student, x=x, weak_probs=weak_probs, labels=task.labels, seed=seed, **recipe
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe
             )
-            ceiling = models.train_ceiling(task, seed=seed, **recipe)
+            seconds = time.perf_counter() - start
+            ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)
             targets = models.supervisors(task.test.weak_probs, args.supervision)
             row = identity | score(task, student, ceiling, targets)
-            row["seconds"] = round(time.perf_counter() - start, 2)
+            row["seconds"] = round(seconds, 2)  # of training the student
             models.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)

@@ -11,7 +11,7 @@ import models
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
-BRIEF = ["--encoder-steps", "10", "--epochs", "2"]
+BRIEF = ["--encoder-steps", "10", "--epochs", "2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import math
 
 import adaptive_confidence
+import naive
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,42 +165,33 @@ def test_ramp():
     assert ramp_at(10, 100, 0.25) == 0.4  # as in the released code
 
 
-def train(**settings):
-    _, weak_probs = random_problem(n=300)
+def train(method, n=300, **settings):
+    """The heads of three students after a short training with labels."""
+    _, weak_probs = random_problem(n=n)
     student = models.LinearHeads(6, 5, 3, False, seed=0)
-    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
-    defaults = {"temperature": 1.0, "distill_temperature": 1.0, "beta_ramp": 0.0, "epochs": 2}
-    adaptive_confidence.train_student(
-        student=student,
-        x=x,
-        weak_probs=weak_probs.float(),
-        labels=None,
-        lr=1e-2,
-        batch_size=32,
-        seed=0,
-        **(defaults | settings),
-    )
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
+    recipe = {"labels": torch.arange(n) % 5, "lr": 1e-2, "batch_size": 32, "seed": 0}
+    method.train_student(student=student, x=x, weak_probs=weak_probs.float(), **(recipe | settings))
     return student.linear.weight.detach()
 
 
-def test_settings_reach_the_loss():
-    """Every setting changes the student; a ramp whose first epoch is the only one leaves b at 0: naive."""
-    plain = train()
-    for settings in ({"temperature": 8.0}, {"distill_temperature": 4.0}, {"beta_ramp": 0.9}):
-        assert not torch.allclose(plain, train(**settings), atol=1e-4)
-    import naive
+def test_every_setting_reaches_the_loss_in_every_epoch(monkeypatch):
+    calls = []
 
-    _, weak_probs = random_problem(n=300)
-    student = models.LinearHeads(6, 5, 3, False, seed=0)
-    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
-    naive.train_student(
-        student=student,
-        x=x,
-        weak_probs=weak_probs.float(),
-        labels=None,
-        epochs=1,
-        lr=1e-2,
-        batch_size=32,
-        seed=0,
+    def spy(student_logits, weak_probs, *settings):
+        calls.append((len(student_logits), *settings))
+        return adaptive_confidence_loss(student_logits, weak_probs, *settings)
+
+    monkeypatch.setattr(adaptive_confidence, "adaptive_confidence_loss", spy)
+    train(adaptive_confidence, n=32, epochs=4, temperature=8.0, distill_temperature=3.0, beta_ramp=0.5)
+    assert calls == [(96, 8.0, 3.0, ramp) for ramp in (0.0, 0.5, 1.0, 1.0)]
+
+
+def test_without_trust_in_itself_it_is_naive():
+    """In the first epoch of a ramp b is 0; the loop is naive's, with labels and three students."""
+    settings = {"temperature": 1.0, "distill_temperature": 1.0, "beta_ramp": 1.0}
+    torch.testing.assert_close(train(adaptive_confidence, epochs=1, **settings), train(naive, epochs=1))
+    settings["beta_ramp"] = 0.0
+    assert not torch.allclose(
+        train(adaptive_confidence, epochs=1, **settings), train(naive, epochs=1), atol=1e-4
     )
-    torch.testing.assert_close(train(epochs=1, beta_ramp=1.0), student.linear.weight.detach())

@@ -33,6 +33,20 @@ def test_unknown_names(name):
         data.check_name(name)
 
 
+def test_a_task_has_one_name():
+    names = [
+        "glyphs",
+        "glyphs-shift-0",
+        "glyphs-shift",
+        "glyphs-shift-0.40",
+        "glyphs-shift-.4",
+        "glyphs-shift-.60",
+    ]
+    expected = ["glyphs", "glyphs", "glyphs-shift", "glyphs-shift", "glyphs-shift", "glyphs-shift-0.6"]
+    assert [data.check_name(name) for name in names] == expected
+    assert data.check_name("mnist-usps") == "mnist-usps"
+
+
 def unique(images):
     return {image.numpy().tobytes() for image in images}
 
@@ -130,6 +144,30 @@ def test_real_digits(name, n_test, n_train):
     assert (len(task.test.y), len(task.strong_train.y), len(task.val.y)) == (n_test, n_train, 1000)
     assert len(task.weak_train.y) == 4000
     assert not unique(task.val.x) & unique(task.strong_train.x)
+    assert not unique(task.test.x) & unique(task.strong_train.x)
+
+
+def test_digit_splits_come_from_where_they_should():
+    """Each image holds its own number; source and target, train and test start at other numbers."""
+
+    def numbered(start):
+        y = torch.arange(start, start + 9000)
+        return data.Split(y.float().view(-1, 1, 1, 1), y)
+
+    source, target = ({"train": numbered(i), "test": numbered(i + 20000)} for i in (0, 40000))
+    task = data.digits_task(source, target, seed=0)
+    for split, start, n in (
+        (task.weak_train, 0, 4000),
+        (task.strong_train, 40000, 7000),
+        (task.val, 40000, 1000),
+        (task.test, 60000, 9000),
+    ):
+        assert len(split.y.unique()) == len(split.y) == n
+        assert start <= split.y.min() and split.y.max() < start + 9000
+        assert torch.equal(split.x.flatten().long(), split.y)
+    assert not set(task.val.y.tolist()) & set(task.strong_train.y.tolist())
+    other = data.digits_task(source, target, seed=1)
+    assert not torch.equal(other.weak_train.y, task.weak_train.y) and not torch.equal(other.val.y, task.val.y)
 
 
 def test_a_missing_or_damaged_folder_says_what_was_looked_for(tmp_path):
@@ -186,6 +224,12 @@ def test_npz_roundtrip_with_and_without_split(arrays, npz):
     assert task.labels.tolist() == arrays["y"][::-1][::3].tolist()
 
 
+def test_half_precision_probabilities_are_renormalised(arrays):
+    np.savez("half.npz", **arrays | {"weak_probs": arrays["weak_probs"].astype(np.float16)})
+    sums = data.load("half.npz", 0).test.weak_probs.sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
+
+
 def test_npz_with_pairs(arrays):
     weak_probs = np.full((400, 1, 2), 0.5)
     np.savez("pairs.npz", x=np.ones((400, 2, 3)), weak_probs=weak_probs, y=arrays["y"] % 2)
@@ -203,7 +247,7 @@ def changed(key, value):
         (changed("x", np.zeros((400, 3, 4))), "x has shape"),
         (changed("x", np.zeros((0, 4))), "nothing in it"),
         (changed("x", np.zeros((399, 4))), "has shape"),
-        (changed("x", lambda a: a["x"].astype(int)), "floating"),
+        (changed("x", lambda a: a["x"].astype(int)), "x has type int64, expected float32"),
         (changed("x", lambda a: np.where(np.arange(6) == 2, np.nan, a["x"])), "x has NaN"),
         (changed("x", lambda a: np.array([{}] * 400)), "not an .npz file of plain arrays"),
         (changed("x", np.zeros((400, 2, 3))), "pairs"),
@@ -214,7 +258,9 @@ def changed(key, value):
         (changed("weak_probs", lambda a: a["weak_probs"] * np.inf), "weak_probs has NaN"),
         (changed("y", lambda a: a["y"] + 1), "y has values outside 0..3"),
         (changed("y", lambda a: a["y"] - 1), "y has values outside"),
-        (changed("y", lambda a: a["y"] * 1.0), "integers"),
+        (changed("y", lambda a: a["y"] * 1.0), "y has type float64, expected int64"),
+        (changed("x", lambda a: a["x"] * 1e300), "x has NaN, infinite or too large"),
+        (changed("y", lambda a: a["y"].astype(str)), "y has type"),
         (changed("y", lambda a: a["y"][:, None]), "y has shape"),
         (changed("y", np.array(3)), "y has shape"),
         (changed("split", np.zeros(400, dtype=int)), "no sample in split val"),
@@ -229,7 +275,7 @@ def test_bad_npz(arrays, change, message):
     assert str(error.value).startswith("bad.npz: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken", b"\x93NUMPY\x01\x00"])
 def test_a_file_that_is_no_npz(tmp_path, content):
     (tmp_path / "bad.npz").write_bytes(content)
     with pytest.raises(data.InputError, match="not an .npz file"):

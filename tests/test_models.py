@@ -1,10 +1,10 @@
-import multiprocessing
 import os
-import time
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import random_problem
+from conftest import ROOT, random_problem
 
 import data
 import models
@@ -97,6 +97,44 @@ def test_supervision_of_a_rendered_task():
     assert not torch.equal(other.test.weak_probs, task.test.weak_probs)
 
 
+def test_nobody_sees_what_is_not_for_them(monkeypatch):
+    """The weak models get the source domain alone; what comes out belongs to its own split."""
+    task = data.load("glyphs", seed=0)
+    seen = []
+
+    def spy(split, num_classes, seed):
+        seen.append(split)
+        return {"first pixels": lambda x: x.flatten(1)[:, 300:310]}
+
+    monkeypatch.setattr(models, "train_weak_models", spy)
+    monkeypatch.setattr(models, "image_encoder", lambda: torch.nn.Flatten())
+    monkeypatch.setattr(models, "pretrain_encoder", lambda steps, device: {})
+    monkeypatch.setattr(models, "CACHE", data.Path("cache"))
+    supervised = models.supervise("glyphs", 0, None, "cpu", encoder_steps=1)
+    assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(seen[0][:2], task.weak_train[:2]))
+    for split in ("strong_train", "val", "test"):
+        images, got = getattr(task, split), getattr(supervised, split)
+        assert torch.equal(got.y, images.y)
+        torch.testing.assert_close(got.weak_probs[:, 0], images.x.flatten(1)[:, 300:310].softmax(-1))
+        # Standardised by strong_train, whichever split it is.
+        own = task.strong_train.x.flatten(1)
+        expected = (images.x.flatten(1) - own.mean(0)) / (own.std(0, correction=0) + 1e-6)
+        torch.testing.assert_close(got.x, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_ceiling_is_naive_on_the_truth_of_strong_train(npz):
+    import naive
+
+    task = models.supervise(npz, 0, None, "cpu", 10)
+    recipe = {"epochs": 3, "lr": 0.03, "batch_size": 16, "seed": 0}
+    ceiling = models.train_ceiling(task, **recipe)
+    x, y, _ = task.strong_train
+    student = models.make_student(task, 1, seed=0)
+    truth = torch.nn.functional.one_hot(y, 4).float()[:, None]
+    naive.train_student(student=student, x=x, weak_probs=truth, labels=None, **recipe)
+    torch.testing.assert_close(ceiling.linear.weight, student.linear.weight)
+
+
 def test_ceiling_is_the_student_with_the_truth(npz):
     task = models.supervise(npz, 0, None, "cpu", 10)
     ceiling = models.train_ceiling(task, epochs=30, lr=0.03, batch_size=16, seed=0)
@@ -119,47 +157,88 @@ def test_cache_depends_on_arguments_and_code_and_survives_damage(monkeypatch, ca
 
     def square(n):
         calls.append(n)
-        return {"value": torch.tensor(n * n)}
+        return {"value": torch.full((1000,), n * n)}
 
-    assert [models.cached("square", square, n=n)["value"].item() for n in (2, 3, 2, 3)] == [4, 9, 4, 9]
+    assert [models.cached("square", square, n=n)["value"][0].item() for n in (2, 3, 2, 3)] == [4, 9, 4, 9]
     assert calls == [2, 3]
     files = sorted((tmp_path / "cache").iterdir())
     assert len(files) == 2
-    files[0].write_bytes(files[0].read_bytes()[:50])
-    assert [models.cached("square", square, n=n)["value"].item() for n in (2, 3)] == [4, 9]
-    assert len(calls) == 3 and "damaged" in capsys.readouterr().err
+    whole = files[0].read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for number, damage in enumerate((whole[:50], bytes(flipped)), start=3):
+        files[0].write_bytes(damage)
+        assert [models.cached("square", square, n=n)["value"][0].item() for n in (2, 3)] == [4, 9]
+        assert len(calls) == number and "damaged" in capsys.readouterr().err
     changed = tmp_path / "models.py"
     changed.write_text(data.Path(models.__file__).read_text() + "# changed")
     monkeypatch.setattr(models, "__file__", str(changed))
     models.cached("square", square, n=2)
-    assert len(calls) == 4
+    assert len(calls) == 5
 
 
-def write_slowly(path):
-    def write(file):
-        file.write(b"half")
-        file.flush()
-        time.sleep(60)
+WRITE_SLOWLY = """
+import pathlib, sys, time
+import models
 
-    models.write_atomically(data.Path(path), write)
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+
+models.write_atomically(pathlib.Path(sys.argv[1]), write)
+"""
+
+SAVE_ROWS = """
+import sys
+import models
+
+row = {"method": "m", "task": "t", "supervision": "each", "code": "c", "flags": {}}
+for seed in range(20):
+    models.save_row("out", row | {"seed": seed, "process": sys.argv[1]})
+"""
+
+
+def start(program, argument):
+    command = [sys.executable, "-c", program, str(argument)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("whole")
-    process = multiprocessing.get_context("fork").Process(target=write_slowly, args=(path,))
-    process.start()
-    while not any(file.read_bytes() for file in tmp_path.glob("*.partial")):
-        time.sleep(0.01)
-    os.kill(process.pid, 9)
-    process.join()
+    process = start(WRITE_SLOWLY, path)
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
     assert path.read_text() == "whole"
     models.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_text() == "new"
+    with pytest.raises(ZeroDivisionError):
+        models.write_atomically(path, lambda file: 1 / 0)
+    assert path.read_text() == "new" and len(list(tmp_path.glob("*.partial"))) == 1  # the killed one's
+
+
+def test_two_processes_lose_no_row():
+    data.Path("out").mkdir()
+    processes = [start(SAVE_ROWS, name) for name in "ab"]
+    for process in processes:
+        assert process.wait() == 0
+        process.stdout.close()
+    rows = models.read_rows(data.Path("out/m.jsonl"))
+    assert sorted((row["process"], row["seed"]) for row in rows) == [(p, s) for p in "ab" for s in range(20)]
 
 
 def test_rows_are_found_by_identity():
-    identity = {"method": "m", "task": "t", "seed": 0, "flags": {"lr": 0.1}}
+    identity = {
+        "method": "m",
+        "task": "t",
+        "seed": 0,
+        "supervision": "each",
+        "code": "c",
+        "flags": {"lr": 0.1},
+    }
     assert models.find_row("out", identity) is None
     models.save_row("out", identity | {"student": 0.5})
     models.save_row("out", identity | {"seed": 1, "student": 0.6})
@@ -167,7 +246,8 @@ def test_rows_are_found_by_identity():
     assert models.find_row("out", identity | {"seed": 1})["student"] == 0.6
     assert models.find_row("out", identity | {"flags": {"lr": 0.2}}) is None
     assert len(models.read_rows(data.Path("out/m.jsonl"))) == 2
-    with open("out/m.jsonl", "a") as file:
-        file.write('{"method": "m", "ta\n')
-    with pytest.raises(data.InputError, match="no row"):
-        models.save_row("out", identity)
+    whole = data.Path("out/m.jsonl").read_bytes()
+    for line in (b'{"method": "m", "ta', b"3", b"{}", b"[]", b"\xff\xfe"):
+        data.Path("out/m.jsonl").write_bytes(whole + line + b"\n")
+        with pytest.raises(data.InputError, match="no row"):
+            models.save_row("out", identity)

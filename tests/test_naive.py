@@ -1,6 +1,7 @@
 import math
 
 import naive
+import pytest
 import torch
 from conftest import gradient, random_problem
 
@@ -50,12 +51,16 @@ def train(student, weak_probs, labels=None, seed=0, n=300):
     return student
 
 
-def test_students_side_by_side_are_the_students_alone():
+@pytest.mark.parametrize("labels", [None, torch.arange(300) % 5])
+def test_students_side_by_side_are_the_students_alone(labels):
     _, weak_probs = random_problem(n=300)
     weak_probs = weak_probs.float()
-    together = train(models.LinearHeads(6, 5, 3, False, seed=0), weak_probs).linear.weight.view(3, 5, 6)
+    together = train(models.LinearHeads(6, 5, 3, False, seed=0), weak_probs, labels).linear.weight.view(
+        3, 5, 6
+    )
     for m in range(3):
-        alone = train(models.LinearHeads(6, 5, 1, False, seed=0), weak_probs[:, m : m + 1]).linear.weight
+        student = models.LinearHeads(6, 5, 1, False, seed=0)
+        alone = train(student, weak_probs[:, m : m + 1], labels).linear.weight
         torch.testing.assert_close(together[m], alone, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 

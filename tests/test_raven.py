@@ -49,8 +49,12 @@ def test_values_of_the_released_code(parity):
         weak_probs, student_logits = (
             torch.tensor(a, dtype=torch.float64) for a in (weak_probs, student_logits)
         )
-        keep = torch.ones(len(student_logits), dtype=torch.bool)
-        value, grad = gradient(lambda w: raven.raven_loss(student_logits, weak_probs, w, keep), weights)
+        value, *_, grad = gradient(
+            lambda z, q, w: raven.raven_loss(z, q, w, torch.ones(len(z), dtype=torch.bool)),
+            student_logits,
+            weak_probs,
+            weights,
+        )
         torch.testing.assert_close(value.item(), recorded["loss"][step], rtol=0, atol=1e-6)
         torch.testing.assert_close(grad.tolist(), recorded["weight_grad"][step], rtol=0, atol=1e-6)
         weights = raven.project(weights - 0.2 * grad)

@@ -21,7 +21,8 @@ def make_row(
         "torch": "0",
         "device": "cpu",
         "code": models.code_hash(ROOT / "methods" / f"{method}.py"),
-        "flags": {"lr": 0.1},
+        "flags": {"lr": 0.1, "own": 1},
+        "weak_confidence": [0.5, 0.5, 0.5],
         "weak_models": ["a", "b", "c"],
         "weak": list(weak),
         "student": student,
@@ -76,17 +77,31 @@ def test_tables_by_hand(rows):
     text = summarize.tables(summarize.read(write(rows)))
     assert "| task | weak models | naive | ensemble | RAVEN | ceiling |" in text
     # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
-    assert "| glyphs (n = 3) | 50.0, 60.0, 70.0 | 72.0 ±5.0 / 40 ±17 | 75.0 ±0.0 / 50 ±0 | 81.0" in text
-    # seed by seed: .10 .06 .11 -> 9.0 ± 4.303 * 2.6458 / sqrt(3); the pairing matters, as .80 - .74 would not be .10
+    weak = "50.0 ±0.0, 60.0 ±0.0, 70.0 ±0.0"
+    assert f"| glyphs (n = 3) | {weak} | 72.0 ±5.0 / 40 ±17 | 75.0 ±0.0 / 50 ±0 | 81.0" in text
+    assert text.count("| 90.0 ±0.0 |") == 1
+    # seed by seed: .10 .06 .11 -> 9.0 ± 4.303 * 2.6458 / sqrt(3)
     assert "+9.0 ±6.6 / +30 ±22" in text
     assert "+6.0 ±9.0 / +20 ±30 (ensemble)" in text  # the best other method by mean accuracy
     assert "| 2 of 3 |" in text  # seed 1 trusts the second weak model, the third is the best
 
 
 def test_differences_are_taken_at_common_seeds_only(rows):
-    table = summarize.read(write([row for row in rows if (row["method"], row["seed"]) != ("naive", 1)]))
+    del rows[1]  # naive's second seed
+    table = summarize.read(write(rows))
     methods = table["glyphs"]
     assert summarize.differences(methods["RAVEN"], methods["naive"], "student") == pytest.approx([0.10, 0.11])
+    text = summarize.tables(table)
+    assert "| 72.0 ±25.4 / 40 ±85 (n = 2) |" in text and "+10.5 ±6.4 / +35 ±21 (n = 2)" in text
+    assert "(ensemble)" in text  # the best other method among those that have all of RAVEN's seeds
+
+
+@pytest.mark.parametrize("other", [{"flags": {"lr": 0.5, "own": 1}}, {"device": "cuda"}, {"torch": "1"}])
+def test_methods_that_were_run_differently_are_not_compared(rows, other):
+    with pytest.raises(data.InputError, match="glyphs cannot be compared"):
+        summarize.read(write([row | other if row["method"] == "raven" else row for row in rows]))
+    own = [row | {"flags": {"lr": 0.1, "own": 2}} if row["method"] == "raven" else row for row in rows]
+    assert summarize.read(write(own, "own"))
 
 
 def test_a_null_pgr_is_shown_as_such(rows):
@@ -97,7 +112,7 @@ def test_a_null_pgr_is_shown_as_such(rows):
 
 def test_rows_of_other_code_or_flags_are_left_out(rows, capsys):
     old = make_row("naive", 0, 0.1, code="000000000000")
-    before = make_row("naive", 1, 0.2, flags={"lr": 0.5})
+    before = make_row("naive", 1, 0.2, flags={"lr": 0.5, "own": 1})
     gone = make_row("naive", 0, 0.3) | {"method": "removed"}
     table = summarize.read(write([old, before, gone, *rows]))
     assert [row["student"] for row in table["glyphs"]["naive"].values()] == [0.70, 0.72, 0.74]
