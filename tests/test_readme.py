@@ -5,7 +5,11 @@ import re
 import shlex
 
 import pytest
+import torch
 from conftest import METHODS, ROOT
+
+import data
+import models
 
 README = (ROOT / "README.md").read_text()
 
@@ -51,6 +55,20 @@ def test_links_and_figures_exist():
     assert {"results/accuracy.png", "results/weights.png", "results/severity.png"} <= set(targets)
     for target in targets:
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_python_example_writes_a_file_that_every_method_reads(npz, monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", README, re.S)
+    small = models.supervise(npz, 0, None, "cpu", 10)
+    monkeypatch.setattr(models, "supervise", lambda name, **arguments: small)
+    exec(code, {})
+    task = data.load("sharp.npz", seed=0)
+    for split in ("strong_train", "val", "test"):
+        sharp, plain = getattr(task, split), getattr(small, split)
+        torch.testing.assert_close(sharp.x, plain.x)
+        assert torch.equal(sharp.weak_probs.argmax(-1), plain.weak_probs.argmax(-1))
+        gain = (sharp.weak_probs.max(-1).values - plain.weak_probs.max(-1).values).mean(0)
+        assert gain[0] > 0.01 and gain[1].abs() < 1e-6 and gain[2] < -0.01
 
 
 def test_no_placeholder_is_left():
