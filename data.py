@@ -12,7 +12,6 @@ domain), from which the student learns without the ground truth. Settings are ch
     FILE.npz                 outputs of your own models: arrays x, weak_probs, y; optionally split, labels
 """
 
-import argparse
 import hashlib
 import math
 import re
@@ -340,18 +339,3 @@ def load_npz(path: Path, seed: int) -> Task:
     splits = [Split(x[part], y[part], weak_probs[part]) for part in parts]
     names = [f"weak model {m + 1}" for m in range(num_weak)]
     return Task(num_classes, None, *splits, names, None if labels is None else labels[parts[0]])
-
-
-def number(kind: type, low: float, high: float = 2**31 - 1):
-    """An argparse type: a number of that kind in [low, high]."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
-        return value
-
-    return parse

@@ -6,9 +6,11 @@ What is slow is computed once and kept under cache/, named by a hash of its argu
 data.py and models.py and of the torch version: changed code never meets an old result.
 """
 
+import argparse
 import fcntl
 import hashlib
 import json
+import math
 import os
 import sys
 import zipfile
@@ -110,12 +112,30 @@ def predict(model, x, batch_size=1000):
     return torch.cat([model(batch) for batch in x.split(batch_size)])
 
 
+# -------------------------------------------------------------------------------- types of command-line flags
+
+
+def number(kind: type, low: float, high: float = 2**31 - 1):
+    """An argparse type: a number of that kind in [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
+        return value
+
+    return parse
+
+
 def pick_device(name: str) -> str:
     """CUDA if there is any for "auto", else the CPU. Raises data.InputError on a device that is not here."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
     return name
@@ -282,10 +302,9 @@ def read_rows(path: Path) -> list[dict]:
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         for row in rows:
-            assert {"method", "task", "seed", "supervision", "code", "flags"} <= row.keys(), (
-                "a key is missing"
-            )
-    except (ValueError, AttributeError, AssertionError) as error:
+            if missing := {"method", "task", "seed", "supervision", "code", "flags"} - row.keys():
+                raise ValueError(f"without {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError) as error:
         raise data.InputError(f"{path} has a line that is no row; mend or remove it ({error})") from error
     return rows
 

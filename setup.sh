@@ -2,7 +2,6 @@
 # PYTHON=... names another one: it is used as it is if it has the packages, else .venv is made with it.
 given=${PYTHON:-python3}
 command -v "$given" >/dev/null || { echo "no interpreter $given: name one by PYTHON=/path/to/python" >&2; exit 1; }
-# datasets is not asked for here: only tasks on real text need it.
 has_packages='import sys, importlib.util as u
 sys.exit(not all(map(u.find_spec, "torch torchvision numpy tqdm matplotlib pytest".split())))'
 

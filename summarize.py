@@ -147,6 +147,8 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
 def tables(table) -> str:
     """Markdown, a line per task: accuracy and PGR of every method; then the paired differences."""
     columns = all_methods(table)
+    weak_models = {", ".join(row["weak_models"]) for m in table.values() for row in any_rows(m).values()}
+    weak_label = f"weak models ({weak_models.pop()})" if len(weak_models) == 1 else "weak models"
     scores, paired = [], []
     for task, methods in table.items():
         some, raven, naive = any_rows(methods), methods.get("RAVEN", {}), methods.get("naive", {})
@@ -164,13 +166,14 @@ def tables(table) -> str:
         paired.append([label, *to_naive, to_best, top_weight_hits(raven.values())])
     against_naive = [f"{m} − naive" for m in columns if m != "naive"]
     return f"""\
-Accuracy / PGR in %, mean ±95 % t-interval over n seeds. PGR compares the student of one weak model with
-that model, the student of several with their mean accuracy.
+Accuracy / PGR in %, mean ±95 % t-interval over n seeds. The PGR of a student of one weak model is taken
+against that model, and averaged over the weak models; that of a student of several against their mean
+accuracy. "–": the gap of some seed is below two standard errors.
 
-{markdown(["task", "weak models", *columns, "ceiling"], scores)}
+{markdown(["task", weak_label, *columns, "ceiling"], scores)}
 
-Paired differences, accuracy / PGR in points. "Best other" is by mean test accuracy; the last column
-says in how many seeds RAVEN's largest weight is on the most accurate weak model.
+Paired differences, accuracy / PGR in points. "Best other" is by mean test accuracy; the last column says in
+how many seeds RAVEN's largest weight is on the most accurate weak model.
 
 {markdown(["task", *against_naive, "RAVEN − best other", "top weight"], paired)}
 """
@@ -257,44 +260,36 @@ def draw_weights(pyplot, table):
             )
         above.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
     axes[0, 0].set_ylabel("RAVEN's weights")
-    axes[1, 0].set_ylabel("on test")
+    axes[1, 0].set_ylabel("test accuracy")
     key = [pyplot.Rectangle((0, 0), 1, 1, color="#999999"), confidence]
     figure.legend(key, ["accuracy", "mean confidence"], loc="outside lower center", ncols=2)
     return figure
 
 
 def draw_severity(pyplot, table, color):
-    """Figure (c): accuracy against shift severity."""
+    """Figure (c): accuracy against shift severity; the legend in the order of the lines' right ends."""
     figure, axis = pyplot.subplots(figsize=(6.4, 3.4))
-
-    def line(label, students_of, shift=0.0, **style):
-        points = {severity: students_of(methods) for severity, methods in sorted(table.items())}
-        points = {severity: interval(students) for severity, students in points.items() if students}
-        centers, halves = zip(*points.values())
-        at = [severity + shift for severity in points]  # set apart, so that intervals do not cover each other
-        axis.errorbar(
-            at, centers, yerr=halves, label=label, capsize=2, linewidth=1.2, markersize=3.5, **style
+    table = dict(sorted(table.items()))
+    lines = {
+        "ceiling": {s: values(any_rows(methods), "ceiling") for s, methods in table.items()},
+        "weak mean": {s: [mean(weak) for weak in values(any_rows(m), "weak")] for s, m in table.items()},
+    }
+    for name in all_methods(table):
+        lines[name] = {s: values(methods[name], "student") for s, methods in table.items() if name in methods}
+    ends = {}
+    for i, (name, line) in enumerate(lines.items()):
+        at = [severity + 0.005 * (i - 3) for severity in line]  # set apart, so that no interval hides another
+        centers, halves = zip(*map(interval, line.values()))
+        style = {"ceiling": "--", "weak mean": ":"}.get(name, "o-")
+        plotted = axis.errorbar(
+            at, centers, yerr=halves, fmt=style, color=color.get(name, "black"), label=name,
+            markersize=3.5, linewidth=1.2, capsize=2
         )
-
-    line("ceiling", lambda methods: values(any_rows(methods), "ceiling"), color="black", linestyle="--")
-    for i, name in enumerate(all_methods(table)):
-        line(
-            name,
-            lambda methods, name=name: values(methods.get(name, {}), "student"),
-            0.006 * (i - 2),
-            color=color[name],
-            marker="o",
-        )
-    line(
-        "weak mean",
-        lambda methods: [mean(weak) for weak in values(any_rows(methods), "weak")],
-        color="black",
-        linestyle=":",
-    )
+        ends[plotted] = centers[-1]
     ticks = {severity: f"{severity:g}\n(n = {len(any_rows(methods))})" for severity, methods in table.items()}
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set(xlabel="shift severity", ylabel="test accuracy")
-    figure.legend(loc="outside right center")
+    figure.legend(handles=sorted(ends, key=ends.get, reverse=True), loc="outside right center")
     return figure
 
 

@@ -14,7 +14,7 @@ and less the more sharply it prefers its class to the weak model's.
     paper | here                 shape
     z     | student_logits       (N, C)
     q     | weak_probs           (N, C)   softmax of a weak model's logits, fixed
-    b     | confidence_weight    (N,)     0 < b <= 1/2, and 1/2 exactly where student and weak model agree
+    b     | confidence_weight    (N,)     0 <= b <= 1/2, and 1/2 exactly where z_w = z_k: on agreement
     T     | temperature                   to infinity: b = 1/2 everywhere; to 0: b = 0 on disagreement
     tau   | distill_temperature
 
@@ -54,7 +54,7 @@ import models
 def confidence_weight(
     student_logits: torch.Tensor, weak_probs: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """b(x), the trust in the student's own prediction, in (0, 1/2]; carries no gradient.
+    """b(x), the trust in the student's own prediction, in [0, 1/2]; carries no gradient.
 
     student_logits, weak_probs (N, C); temperature > 0 -> (N,).
     """
@@ -88,18 +88,8 @@ def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
 
 
 def train_student(
-    *,
-    student,
-    x,
-    weak_probs,
-    labels,
-    epochs,
-    lr,
-    batch_size,
-    seed,
-    temperature,
-    distill_temperature,
-    beta_ramp,
+    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed,
+    temperature, distill_temperature, beta_ramp
 ) -> None:
     """Trains S students in place, student s on weak_probs[:, s]: Adam, cosine to 0 over all steps.
 
@@ -170,11 +160,11 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
 
 def shared_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage=argparse.SUPPRESS,  # else an error would print it before its one line
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, number = parser.add_argument, data.number
+    add, number = parser.add_argument, models.number
     add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
     add("--data-dir", help="folder with the real data sets; without it they are downloaded")
@@ -214,7 +204,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
 
 def parse_args(argv=None):
     parser = shared_flags()
-    add, number = parser.add_argument, data.number
+    add, number = parser.add_argument, models.number
     add("--supervision", choices=["each", "mean"], default="each", help="as in naive.py")
     add(
         "--temperature",
@@ -244,15 +234,9 @@ def main(argv=None) -> list[dict]:
             student = models.make_student(task, weak_probs.shape[1], seed)
             start = time.perf_counter()
             train_student(
-                student=student,
-                x=x,
-                weak_probs=weak_probs,
-                labels=task.labels,
-                lr=args.lr,
-                temperature=args.temperature,
-                distill_temperature=args.distill_temperature,
-                beta_ramp=args.beta_ramp,
-                **recipe,
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe,
+                temperature=args.temperature, distill_temperature=args.distill_temperature,
+                beta_ramp=args.beta_ramp
             )
             seconds = time.perf_counter() - start
             ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)

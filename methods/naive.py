@@ -118,11 +118,11 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
 
 def shared_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage=argparse.SUPPRESS,  # else an error would print it before its one line
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, number = parser.add_argument, data.number
+    add, number = parser.add_argument, models.number
     add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
     add("--data-dir", help="folder with the real data sets; without it they are downloaded")

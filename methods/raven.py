@@ -16,7 +16,7 @@ all weak models agree, while the weights stay equal.
     z     | student_logits  (N, C)      p = softmax(z)
     q_m   | weak_probs      (N, M, C)   softmax of the m-th weak model's logits, fixed
     theta | weights         (M,)        start at 1/M and stay on the simplex
-    s     | keep            (N,)        1; in the easy phase 1 on easy samples, else 0; the mean is over all N
+    s     | keep            (N,)        bool: all, in the easy phase the easy ones; the mean is over all N
     eta_W | weight_lr                   plain SGD, constant rate
 
 In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. The student of
@@ -163,11 +163,11 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
 
 def shared_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage=argparse.SUPPRESS,  # else an error would print it before its one line
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, number = parser.add_argument, data.number
+    add, number = parser.add_argument, models.number
     add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
     add("--data-dir", help="folder with the real data sets; without it they are downloaded")
@@ -207,7 +207,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
 
 def parse_args(argv=None):
     parser = shared_flags()
-    add, number = parser.add_argument, data.number
+    add, number = parser.add_argument, models.number
     add("--weight-lr", type=number(float, 0), default=3e-3, help="eta_W; the paper searches 1e-6 to 1e-3")
     add("--easy-phase", type=number(float, 0, 1), default=0.2, help="share of the epochs; paper: .1, .2, .5")
     return parser.parse_args(argv)
@@ -218,6 +218,7 @@ def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     rows = []
     for name, seed in itertools.product(args.task, args.seeds):
+        # "weighted": from all weak models by learned weights, neither from "each" nor from their "mean".
         identity = row_identity("weighted", name, seed, vars(args))
         row = models.find_row(args.out, identity)
         if row is None:
@@ -227,14 +228,8 @@ def main(argv=None) -> list[dict]:
             student = models.make_student(task, 1, seed)
             start = time.perf_counter()
             weight_history = train_student(
-                student=student,
-                x=x,
-                weak_probs=weak_probs,
-                labels=task.labels,
-                lr=args.lr,
-                weight_lr=args.weight_lr,
-                easy_phase=args.easy_phase,
-                **recipe,
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe,
+                weight_lr=args.weight_lr, easy_phase=args.easy_phase
             )
             seconds = time.perf_counter() - start
             ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)

@@ -1,11 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import data
 
-REAL_DIGITS = ROOT.parent / "shared" / "data" / "torchvision"
+DIGITS_DIR = os.environ.get("DIGITS_DIR")  # a folder that torchvision has downloaded MNIST and USPS into
 
 
 @pytest.mark.parametrize(
@@ -137,10 +138,10 @@ def test_framing_removes_position_scale_and_margin():
     assert data.frame(torch.zeros(2, 16, 16)).isfinite().all()
 
 
-@pytest.mark.skipif(not REAL_DIGITS.exists(), reason="no real digits beside the repository")
+@pytest.mark.skipif(not DIGITS_DIR, reason="DIGITS_DIR names no folder with the real digits")
 @pytest.mark.parametrize("name, n_test, n_train", [("mnist-usps", 2007, 6291), ("usps-mnist", 10000, 7000)])
 def test_real_digits(name, n_test, n_train):
-    task = data.load(name, 0, str(REAL_DIGITS))
+    task = data.load(name, 0, DIGITS_DIR)
     assert (len(task.test.y), len(task.strong_train.y), len(task.val.y)) == (n_test, n_train, 1000)
     assert len(task.weak_train.y) == 4000
     assert not unique(task.val.x) & unique(task.strong_train.x)

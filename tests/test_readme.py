@@ -32,9 +32,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_every_command_is_understood(command, monkeypatch):
-    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z]+=\S*", word)]
-    if words[0] in ("git", "cd"):
-        return
+    words = shlex.split(command)
     if words[0].startswith("./"):
         assert (ROOT / words[0]).stat().st_mode & 0o111
         arguments = words[1:]
@@ -60,20 +58,15 @@ def test_links_and_figures_exist():
 def test_the_python_example_writes_a_file_that_every_method_reads(npz, monkeypatch):
     [code] = re.findall(r"```python\n(.*?)```", README, re.S)
     small = models.supervise(npz, 0, None, "cpu", 10)
-    monkeypatch.setattr(models, "supervise", lambda name, **arguments: small)
+    monkeypatch.setattr(models, "supervise", lambda *arguments: small)
     exec(code, {})
-    task = data.load("sharp.npz", seed=0)
+    task = data.load("sharp-4.npz", seed=0)
     for split in ("strong_train", "val", "test"):
         sharp, plain = getattr(task, split), getattr(small, split)
         torch.testing.assert_close(sharp.x, plain.x)
         assert torch.equal(sharp.weak_probs.argmax(-1), plain.weak_probs.argmax(-1))
         gain = (sharp.weak_probs.max(-1).values - plain.weak_probs.max(-1).values).mean(0)
         assert gain[0] > 0.01 and gain[1].abs() < 1e-6 and gain[2] < -0.01
-
-
-def test_no_placeholder_is_left():
-    for path in [ROOT / "README.md", *ROOT.glob("*.py"), *(ROOT / "methods").glob("*.py")]:
-        assert not re.search(r"@[A-Z]+@", path.read_text()), path
 
 
 def test_flags_in_the_text_exist():

@@ -75,7 +75,7 @@ def test_t_quantiles_against_the_density():
 
 def test_tables_by_hand(rows):
     text = summarize.tables(summarize.read(write(rows)))
-    assert "| task | weak models | naive | ensemble | RAVEN | ceiling |" in text
+    assert "| task | weak models (a, b, c) | naive | ensemble | RAVEN | ceiling |" in text
     # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
     weak = "50.0 ±0.0, 60.0 ±0.0, 70.0 ±0.0"
     assert f"| glyphs (n = 3) | {weak} | 72.0 ±5.0 / 40 ±17 | 75.0 ±0.0 / 50 ±0 | 81.0" in text
