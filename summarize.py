@@ -260,7 +260,7 @@ def draw_weights(pyplot, table):
             )
         above.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
     axes[0, 0].set_ylabel("RAVEN's weights")
-    axes[1, 0].set_ylabel("test accuracy")
+    axes[1, 0].set_ylabel("accuracy,\nconfidence")
     key = [pyplot.Rectangle((0, 0), 1, 1, color="#999999"), confidence]
     figure.legend(key, ["accuracy", "mean confidence"], loc="outside lower center", ncols=2)
     return figure
