@@ -38,6 +38,8 @@ def test_every_command_is_understood(command, monkeypatch):
         arguments = words[1:]
         assert not arguments or words[0] == "./run_tests.sh"
         return
+    if words == ["source", ".venv/bin/activate"]:
+        return
     assert words[0] == "python" and (ROOT / words[1]).is_file(), command
     monkeypatch.setattr("data.check_name", lambda name: name)  # FILE.npz stands for the reader's own
     importlib.import_module(words[1].removeprefix("methods/").removesuffix(".py")).parse_args(words[2:])
