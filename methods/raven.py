@@ -10,7 +10,7 @@ all weak models agree, while the weights stay equal.
     y = sum_m theta_m q_m,    y <- y / sum_c y_c                                                   (Eq. 2, 3)
     L = mean_i s_i CE(z_i, y_i)                      one backward pass for the student and the weights
     theta <- max(theta - eta_W dL/dtheta, 1e-6),    theta <- theta / sum(theta)                       (Eq. 13)
-  dL/dtheta_m = mean_i s_i [CE(q_m, p) - CE(y, p)]    where CE(a, p) = -sum_c a_c log p_c and sum(theta) = 1
+    dL/dtheta_m = mean_i s_i [CE(q_m, p) - CE(y, p)]    with CE(a, p) = -sum_c a_c log p_c, sum(theta) = 1
 
     paper | here            shape
     z     | student_logits  (N, C)      p = softmax(z)
