@@ -109,6 +109,8 @@ def test_what_the_student_is_trained_on(method, arrays, monkeypatch):
 
     monkeypatch.setattr(module, "train_student", spy)
     flags = "--seeds 3 --epochs 2 --lr 0.5 --ceiling-lr 0.25 --batch-size 16 --device cpu".split()
+    if method == "raven":  # so that the weights move far from equal ones
+        flags += ["--weight-lr", "5", "--easy-phase", "0"]
     [row] = module.main(["--task", "labels.npz", *flags])
     x, _, weak_probs = task.strong_train
     assert torch.equal(seen["x"], x) and torch.equal(seen["weak_probs"], weak_probs)
