@@ -271,7 +271,7 @@ def cached(kind: str, function, **arguments):
             damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at checksums
             if not damaged:
                 return torch.load(path, weights_only=True)
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # zipfile and torch.load raise many kinds
             damaged = error
         print(f"{path} is damaged ({damaged}) and is computed again", file=sys.stderr)
     value = function(**arguments)

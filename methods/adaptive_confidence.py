@@ -29,7 +29,7 @@ fixed b = 1/2, that is, to self-training. For Eq. 2 itself: --temperature 1 --be
 
     python methods/adaptive_confidence.py --task glyphs-shift
 
-student .901, PGR .78 over 5 seeds; 75 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
+student .901, PGR .78 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
 """
 
 import argparse

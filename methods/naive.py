@@ -21,7 +21,7 @@ are standardised here.
 
     python methods/naive.py --task glyphs-shift
 
-student .784, PGR .52 over 5 seeds; 75 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
+student .784, PGR .52 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
 """
 
 import argparse

@@ -30,7 +30,7 @@ grid, as there are fewer steps; where a task hands out labels, their cross-entro
 
     python methods/raven.py --task glyphs-shift
 
-student .914, PGR .82 over 5 seeds; 75 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
+student .914, PGR .82 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
 """
 
 import argparse
