@@ -170,7 +170,7 @@ def test_cache_depends_on_arguments_and_code_and_survives_damage(monkeypatch, ca
         files[0].write_bytes(damage)
         assert [models.cached("square", square, n=n)["value"][0].item() for n in (2, 3)] == [4, 9]
         assert len(calls) == number and "damaged" in capsys.readouterr().err
-    for position in range(0, len(whole), 23):  # wherever a byte is wrong: never a traceback, never another value
+    for position in range(0, len(whole), 23):  # wherever the damage is: no traceback, no other value
         flipped = bytearray(whole)
         flipped[position] ^= 0b1000
         files[0].write_bytes(flipped)
