@@ -9,11 +9,21 @@ domain), from which the student learns without the ground truth. Settings are ch
     glyphs                   rendered digits, four typefaces, clean -> the same
     glyphs-shift[-SEVERITY]  the same -> 16 typefaces, turned, cluttered, noisy, inverted (severity 0 to 1)
     mnist-usps, usps-mnist   handwritten digits of one institution -> another's, through torchvision
+    reviews                  generated reviews of books, films and games -> the same
+    reviews-shift            the same -> of phones, kitchenware and hotels
+    amazon-SOURCE-TARGET     real reviews of one kind of product -> another, from JSON lines in data_dir
+    preferences              pairs of generated reviews, the kinder one preferred: as reviews
+    preferences-shift        as reviews-shift
+    hh-helpful-harmless      pairs of answers, the more helpful one preferred -> the more harmless (HH-RLHF)
     FILE.npz                 outputs of your own models: arrays x, weak_probs, y; optionally split, labels
 """
 
+import gzip
 import hashlib
+import json
 import math
+import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -23,20 +33,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # of the rendered tasks
-DEFAULT_SEVERITY = 0.4
-DOWNLOADS = Path("cache/torchvision")
+import images
+import text
 
-DIGITS = "0123456789"
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Files in matplotlib's font folder, so that every machine draws from the same typefaces.
-SOURCE_TYPEFACES = "DejaVuSans DejaVuSerif STIXGeneral cmr10".split()
-TYPEFACES = [
-    *SOURCE_TYPEFACES,
-    *"""DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold
-    DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmb10 cmss10
-    cmtt10""".split(),
-]
+SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # of real text at most
+TEXT_SIZES = SIZES | {"weak_train": 400}  # of generated text, which a bag of words learns too well from 4,000
+EMBEDDED = ["glyphs", "glyphs-shift", "reviews", "reviews-shift", "preferences", "preferences-shift"]
+DEFAULT_SEVERITY = 0.4
+DOWNLOADS = Path("cache/downloads")
 
 
 class InputError(Exception):
@@ -46,20 +50,25 @@ class InputError(Exception):
 class Split(NamedTuple):
     """N samples of one domain."""
 
-    x: torch.Tensor  # images (N, 1, 28, 28) in [0, 1]; features (N, D), or (N, 2, D) of a pair of responses
+    # images (N, 1, 28, 28) in [0, 1]; N texts, or pairs of texts; features (N, D), of a pair (N, 2, D)
+    x: torch.Tensor | list
     y: torch.Tensor  # (N,) ground truth, int64 in [0, C)
     weak_probs: torch.Tensor | None = None  # (N, M, C) soft labels of M weak models, each row sums to 1
 
 
 class Task(NamedTuple):
-    """One weak-to-strong problem. models.supervise replaces images by features and adds weak_probs."""
+    """One weak-to-strong problem. models.supervise replaces images and texts by features and adds weak_probs.
 
+    The class of a pair of responses, 0 or 1, says which is the better one."""
+
+    kind: str  # "image", "text", "preference"; "features" of a FILE.npz without pairs
     num_classes: int
     weak_train: Split | None  # None where the weak models' outputs were given
     strong_train: Split
     val: Split
     test: Split
     weak_models: list[str] = []  # their M names, in the order of weak_probs
+    encoder: str = ""  # what the features come from
     labels: torch.Tensor | None = None  # (N,) handed to the student on strong_train; None: weak labels only
 
 
@@ -70,6 +79,14 @@ def load(name: str, seed: int, data_dir: str | None = None) -> Task:
     if name in ("mnist-usps", "usps-mnist"):
         source, target = (read_digits(domain, data_dir) for domain in name.split("-"))
         return digits_task(source, target, seed)
+    if name in EMBEDDED[2:]:
+        return generated_text(name, seed)
+    if name.startswith("amazon-"):
+        source, target = (read_reviews(domain, data_dir) for domain in name.split("-")[1:])
+        return real_text("text", source, target, seed)
+    if name == "hh-helpful-harmless":
+        source, target = (read_dialogues(domain, data_dir) for domain in ("helpful-base", "harmless-base"))
+        return real_text("preference", source, target, seed)
     return glyphs_task(severity(check_name(name)), seed)
 
 
@@ -80,20 +97,29 @@ def check_name(name: str) -> str:
         if not Path(name).is_file():
             raise InputError(f"no file {name}")
         return name
-    if name in ("mnist-usps", "usps-mnist"):
+    known = [*EMBEDDED, "mnist-usps", "usps-mnist", "hh-helpful-harmless"]
+    if name in known or re.fullmatch(r"amazon-([a-z_]+)-(?!\1$)[a-z_]+", name):
         return name
     if severity(name) is None:
-        known = "glyphs, glyphs-shift, glyphs-shift-SEVERITY (0 to 1), mnist-usps, usps-mnist, FILE.npz"
-        raise InputError(f"unknown task {name!r}; known: {known}")
-    short = {0.0: "glyphs", DEFAULT_SEVERITY: "glyphs-shift"}
-    return short.get(severity(name), f"glyphs-shift-{severity(name):g}")
+        known += ["glyphs-shift-SEVERITY (0 to 1)", "amazon-SOURCE-TARGET", "FILE.npz"]
+        raise InputError(f"unknown task {name!r}; known: {', '.join(known)}")
+    return "glyphs" if severity(name) == 0 else f"glyphs-shift-{severity(name):g}".removesuffix("-0.4")
 
 
 def row_name(name: str) -> str:
-    """How a row names the task: a file by its base name and the start of its sha256, since folders differ."""
-    if not name.endswith(".npz"):
-        return name
-    return f"{Path(name).name}-{hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]}"
+    """How a row names a task or an encoder: an .npz file and a folder by base name and fingerprint, as the
+    place differs between machines."""
+    path = Path(name)
+    is_local = name.endswith(".npz") or (os.sep in name and path.is_dir())
+    return f"{path.resolve().name}-{fingerprint(path)}" if is_local else name
+
+
+def fingerprint(path: Path) -> str:
+    """The start of a sha256 of a file's content, or of the names, sizes and times of a folder's files."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(stats).encode() if path.is_dir() else path.read_bytes()).hexdigest()[:16]
 
 
 def severity(name: str) -> float | None:
@@ -105,93 +131,20 @@ def severity(name: str) -> float | None:
     return value if value <= 1 else None
 
 
-# ---------------------------------------------------------------------------------------- rendered characters
+# ------------------------------------------------------------------------------------------- rendered digits
 
 
 def glyphs_task(severity: float, seed: int) -> Task:
     """Digits in the source style -> digits at `severity`. Every sample is a new draw: disjoint splits."""
-    atlas = draw_atlas(DIGITS)
+    atlas = images.draw_atlas(images.DIGITS)
     generator = torch.Generator().manual_seed(seed)
     splits = {}
     for split, size in SIZES.items():
         # The draws do not depend on the severity: at one seed the same digits are more or less shifted.
-        y = torch.randint(len(DIGITS), (size,), generator=generator)
+        y = torch.randint(10, (size,), generator=generator)
         shift = torch.full((size,), 0.0 if split == "weak_train" else severity)
-        splits[split] = Split(render(atlas, y, shift, generator), y)
-    return Task(len(DIGITS), **splits)
-
-
-def letters(n: int, seed: int) -> Split:
-    """n rendered letters of 52 classes at severities 0 to 1, to pretrain the strong encoder on; no digits."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(len(LETTERS), (n,), generator=generator)
-    return Split(render(draw_atlas(LETTERS), y, torch.rand(n, generator=generator), generator), y)
-
-
-def draw_atlas(characters: str) -> torch.Tensor:
-    """Every character in every typeface, centred: (typefaces, characters, 48, 48) in [0, 1], ink = 1."""
-    import matplotlib  # for its font files only
-    from PIL import Image, ImageDraw, ImageFont
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    atlas = np.zeros((len(TYPEFACES), len(characters), 48, 48), dtype=np.float32)
-    for i, typeface in enumerate(TYPEFACES):
-        font = ImageFont.truetype(str(folder / f"{typeface}.ttf"), size=42)
-        for j, character in enumerate(characters):
-            left, top, right, bottom = font.getbbox(character)
-            corner = (24 - (left + right) / 2, 24 - (top + bottom) / 2)
-            image = Image.new("L", (48, 48))
-            ImageDraw.Draw(image).text(corner, character, fill=255, font=font)
-            atlas[i, j] = np.asarray(image, dtype=np.float32) / 255
-    return torch.from_numpy(atlas)
-
-
-def render(atlas, y, severity, generator) -> torch.Tensor:
-    """Characters y (N,) of an atlas at severity (N,) in [0, 1] as images (N, 1, 28, 28) in [0, 1].
-
-    At 0: a source typeface, turned by up to 15 degrees, scaled by .75 to 1.1, shifted by up to 2 pixels. With
-    severity grow: the share of other typefaces, rotation (to 40 degrees), a second character reaching in
-    from the border, loss of contrast, noise (deviation to .5), and the share of inverted images (to 1/2).
-    """
-
-    def uniform(shape, low, high):
-        return low + (high - low) * torch.rand(shape, generator=generator)
-
-    images = []
-    for characters, s in zip(y.split(2000), severity.split(2000)):  # in pieces, to keep memory small
-        n = len(characters)
-        source, other = (
-            torch.randint(k, (n,), generator=generator) for k in (len(SOURCE_TYPEFACES), len(TYPEFACES))
-        )
-        typeface = torch.where(uniform(n, 0, 1) < s, other, source)
-        angle, size = uniform(n, -1, 1) * (15 + 25 * s), uniform(n, 0.75, 1.1)
-        image = paste(atlas[typeface, characters], angle, size, uniform((n, 2), -2, 2))
-
-        neighbour = torch.randint(atlas.shape[1], (n,), generator=generator)
-        direction = uniform(n, 0, 2 * math.pi)
-        offset = torch.stack([direction.cos(), direction.sin()], dim=1) * uniform((n, 1), 13, 17)
-        clutter = paste(atlas[typeface, neighbour], uniform(n, -40, 40), uniform(n, 0.75, 1.1), offset)
-        s = s[:, None, None, None]
-        image = torch.maximum(image, clutter * (uniform(s.shape, 0, 1) < 2 * s))
-
-        image = image * (1 - s * uniform(s.shape, 0, 0.7))
-        noise = torch.randn(image.shape, generator=generator)
-        image = image + s * uniform(s.shape, 0, 0.5) * noise
-        image = torch.where(uniform(s.shape, 0, 1) < s / 2, 1 - image, image)
-        images.append(image.clamp(0, 1))
-    return torch.cat(images)
-
-
-def paste(glyphs, angle, size, offset) -> torch.Tensor:
-    """Glyphs (N, 48, 48), turned by angle (N,) degrees, scaled by size (N,) where 1 fills the image, moved by
-    offset (N, 2) pixels -> images (N, 1, 28, 28)."""
-    cos, sin = angle.deg2rad().cos() / size, angle.deg2rad().sin() / size
-    # affine_grid maps output to input, so this is the inverse: undo the offset, then turn back and shrink.
-    turn = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
-    shift = -turn @ (offset / 14)[:, :, None]
-    # Drawn at twice the resolution and averaged, so that thin strokes do not break.
-    grid = F.affine_grid(torch.cat([turn, shift], dim=2), [len(glyphs), 1, 56, 56], align_corners=False)
-    return F.avg_pool2d(F.grid_sample(glyphs[:, None], grid, align_corners=False), 2)
+        splits[split] = Split(images.render(atlas, y, shift, generator), y)
+    return Task("image", 10, **splits)
 
 
 # ----------------------------------------------------------------------------------------- handwritten digits
@@ -211,7 +164,7 @@ def digits_task(source: dict[str, Split], target: dict[str, Split], seed: int) -
         Split(x[: SIZES["val"]], y[: SIZES["val"]]),
         Split(x[SIZES["val"] :], y[SIZES["val"] :]),
     )
-    return Task(10, weak_train, strong_train, val, target["test"])
+    return Task("image", 10, weak_train, strong_train, val, target["test"])
 
 
 def read_digits(domain: str, data_dir: str | None) -> dict[str, Split]:
@@ -252,15 +205,15 @@ def read_digits(domain: str, data_dir: str | None) -> dict[str, Split]:
     }
 
 
-def frame(images: torch.Tensor) -> torch.Tensor:
+def frame(pixels: torch.Tensor) -> torch.Tensor:
     """Grey images (N, H, W) in 0..255 -> (N, 1, 28, 28) in [0, 1]: the ink's box centred, its longer side 20.
 
     Data sets frame their digits differently: MNIST leaves a margin, USPS none. Without this the shift between
     them would mostly be one of framing.
     """
-    n, height, width = images.shape
-    images = images.float()[:, None] / 255
-    ink = images[:, 0] > 0.2
+    n, height, width = pixels.shape
+    pixels = pixels.float()[:, None] / 255
+    ink = pixels[:, 0] > 0.2
 
     def extent(inked):  # bool (N, L) -> centre and length of the inked stretch, (N,) each, in pixels
         first = inked.float().argmax(1)
@@ -273,7 +226,117 @@ def frame(images: torch.Tensor) -> torch.Tensor:
     across = torch.stack([shown / width, zero, 2 * x / width - 1], dim=1)
     down = torch.stack([zero, shown / height, 2 * y / height - 1], dim=1)
     grid = F.affine_grid(torch.stack([across, down], dim=1), [n, 1, 28, 28], align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return F.grid_sample(pixels, grid, align_corners=False)
+
+
+# ------------------------------------------------------------------------------------------------------- text
+
+
+def generated_text(name: str, seed: int) -> Task:
+    """Reviews, class 1 where the verdict is favourable; or pairs of reviews of one product."""
+    rng = random.Random(seed)
+    target = text.TARGET if name.endswith("-shift") else text.SOURCE
+    pairs = name.startswith("preferences")
+    splits = {}
+    for split, size in TEXT_SIZES.items():
+        domains = text.SOURCE if split == "weak_train" else target
+        x, y = zip(*((text.pair if pairs else text.review)(domains, rng) for _ in range(size)))
+        splits[split] = Split(list(x), torch.tensor(y) if pairs else (torch.tensor(y) > 0).long())
+    return Task("preference" if pairs else "text", 2, **splits)
+
+
+def real_text(kind: str, source: list[tuple], target: list[tuple], seed: int) -> Task:
+    """Samples (group, x, y) of two domains -> up to SIZES of them. The weak models get those of the source;
+    70, 10 and 20 % of the target's groups are strong_train, val and test. No group is on two sides."""
+    rng = random.Random(seed)
+    groups = sorted({group for group, _, _ in target})
+    rng.shuffle(groups)
+    side = dict(zip(groups, np.digitize(np.arange(len(groups)) / len(groups), [0.7, 0.8])))
+    parts = [[], [], []]
+    for group, x, y in rng.sample(target, len(target)):
+        parts[side[group]].append((x, y))
+    weak_train = [(x, y) for group, x, y in rng.sample(source, len(source)) if group not in side]
+    splits = []
+    for samples, size in zip([weak_train, *parts], SIZES.values()):
+        if not samples:
+            raise InputError("too few samples to split: source and target must bring ten or more each")
+        if kind == "preference":  # the better response comes first in the files, here at random
+            samples = [((b, a), 1) if rng.random() < 0.5 else ((a, b), 0) for (a, b), _ in samples]
+        x, y = zip(*samples[:size])
+        splits.append(Split(list(x), torch.tensor(y)))
+    return Task(kind, 1 + max(y for _, _, y in target) if kind == "text" else 2, *splits)
+
+
+def read_reviews(domain: str, data_dir: str | None) -> list[tuple[str, str, int]]:
+    """DOMAIN.jsonl[.gz] in data_dir, lines {"text": str, "label": 0, 1, ...} -> (text, text, label) each."""
+    files = [Path(data_dir or ".") / f"{domain}.jsonl{ending}" for ending in ("", ".gz")]
+    files = [file for file in files if file.is_file()][:1]
+    if not data_dir or not files:
+        place = f"no {domain}.jsonl or {domain}.jsonl.gz in {data_dir}" if data_dir else "no folder given"
+        raise InputError(f"{place}: name the one that has the reviews by --data-dir")
+    rows = read_json_lines(files, {"text": str, "label": int})
+    labels = {row["label"] for row in rows}
+    if len(labels) < 2 or labels != set(range(len(labels))):
+        raise InputError(f"{files[0]} has the labels {sorted(labels)}, expected two or more, from 0 on")
+    return [(row["text"], row["text"], row["label"]) for row in rows]
+
+
+def read_dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, str], int]]:
+    """Pairs of dialogues of HH-RLHF, from data_dir/DOMAIN/*.jsonl[.gz] or from the Hugging Face hub
+    -> (first human turn, (chosen, rejected), 0) each."""
+    fields = {"chosen": str, "rejected": str}
+    if data_dir:
+        files = sorted(Path(data_dir, domain).glob("*.jsonl*"))
+        if not files:
+            raise InputError(f"no {domain}/*.jsonl[.gz] in {data_dir}; without --data-dir they are fetched")
+        rows = read_json_lines(files, fields)
+    else:
+        rows = read_json_lines([], fields, "Anthropic/hh-rlhf", domain)
+    pairs = [(row["chosen"], row["rejected"]) for row in rows if row["chosen"] != row["rejected"]]
+    return [(pair[0].split("\n\nAssistant:")[0].strip(), pair, 0) for pair in pairs]
+
+
+def read_json_lines(files: list[Path], fields: dict[str, type], *hub: str) -> list[dict]:
+    """The rows of JSON-lines files, or of a data set on the hub (name, folder), through `datasets`.
+
+    Raises InputError, with file and line, on an unreadable row or a missing, empty or mistyped field.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("text from files needs the package datasets: pip install datasets") from error
+
+    def fault(row) -> str | None:
+        for field, kind in fields.items():
+            if not isinstance(row, dict) or row.get(field) is None:
+                return f"no field {field!r}"
+            if type(row[field]) is not kind:
+                return f"{field!r} is no {kind.__name__}"
+            if kind is str and not row[field].strip():
+                return f"{field!r} is empty"
+        return None
+
+    datasets.disable_progress_bars()
+    arguments = {"data_files": [str(file) for file in files]} if files else {"data_dir": hub[1]}
+    try:
+        parts = datasets.load_dataset(hub[0] if hub else "json", cache_dir=str(DOWNLOADS), **arguments)
+        rows = [row for part in parts.values() for row in part.to_list()]
+        reason = next(filter(None, map(fault, rows)), None if rows else "nothing in it")
+        if reason is None:
+            return rows
+    except Exception as error:  # datasets and what it calls raise many kinds
+        reason = " ".join(str(error).split())
+    for file in files:  # which line is it?
+        try:
+            with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if found := fault(json.loads(line)):
+                        raise InputError(f"{file}, line {number}: {found}")
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: {error}") from error
+        except (OSError, EOFError) as error:
+            raise InputError(f"{file}: {error}") from error
+    raise InputError(f"cannot read {', '.join(map(str, files or hub))}: {reason}")
 
 
 # --------------------------------------------------------------------------------------------- the user's own
@@ -338,4 +401,6 @@ def load_npz(path: Path, seed: int) -> Task:
     x, weak_probs, labels = (None if a is None else torch.from_numpy(a) for a in (x, weak_probs, labels))
     splits = [Split(x[part], y[part], weak_probs[part]) for part in parts]
     names = [f"weak model {m + 1}" for m in range(num_weak)]
-    return Task(num_classes, None, *splits, names, None if labels is None else labels[parts[0]])
+    kind = "preference" if pairs else "features"
+    labels = None if labels is None else labels[parts[0]]
+    return Task(kind, num_classes, None, *splits, names, "given", labels)

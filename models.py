@@ -1,17 +1,19 @@
-"""Networks, the plain supervised fit, the pretrained strong encoder, and what a student is given.
+"""Students, the plain supervised fit, weak models, pretrained strong encoders, and what a student is given.
 
     supervise(name, seed, ...) -> Task with the strong encoder's features and the weak models' weak_probs
 
-What is slow is computed once and kept under cache/, named by a hash of its arguments, of the source text of
-data.py and models.py and of the torch version: changed code never meets an old result.
+What is slow is computed once and kept under cache/, named by a hash of its arguments, of our source text and
+of the torch version: changed code never meets an old result. The networks are in images.py and text.py.
 """
 
 import argparse
 import fcntl
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import random
 import sys
 import zipfile
 from pathlib import Path
@@ -22,9 +24,12 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import images
+import text
 
 CACHE = Path("cache")
 ENCODER_STEPS = 800
+SOURCES = [data.__file__, images.__file__, text.__file__, __file__]  # which every result depends on
 torch.serialization.add_safe_globals([data.Task, data.Split])  # what else than tensors the cache may hold
 
 
@@ -36,19 +41,17 @@ class LinearHeads(nn.Module):
 
     Features (N, D) -> logits (N, S, C). Features of a pair of responses (N, 2, D) -> (N, S, 2): both classes
     share one reward head, z = (r(a), r(b)), so that cross-entropy is the Bradley-Terry loss.
-    All start from the same weights, and none sees another: each is the student that it would be alone.
+    All start from zero, and none sees another: each is the student that it would be alone.
     """
 
-    def __init__(self, num_features: int, num_classes: int, num_students: int, pairs: bool, seed: int):
+    def __init__(self, num_features: int, num_classes: int, num_students: int, pairs: bool):
         super().__init__()
-        outputs = 1 if pairs else num_classes
-        weight = torch.randn(outputs, num_features, generator=torch.Generator().manual_seed(seed))
         self.pairs = pairs
         self.num_students = num_students
-        self.linear = nn.Linear(num_features, num_students * outputs)
-        with torch.no_grad():
-            self.linear.weight.copy_(weight.repeat(num_students, 1) / num_features**0.5)
-            self.linear.bias.zero_()
+        self.linear = nn.Linear(num_features, num_students * (1 if pairs else num_classes))
+        # A small learning rate stops early, and would leave much of a random start in the student.
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, x):
         if self.pairs:
@@ -56,10 +59,10 @@ class LinearHeads(nn.Module):
         return self.linear(x).unflatten(1, (self.num_students, -1))
 
 
-def make_student(task: data.Task, num_students: int, seed: int) -> LinearHeads:
-    """The student(s) of a supervised task; the same seed gives the same initial weights in every method."""
+def make_student(task: data.Task, num_students: int) -> LinearHeads:
+    """The student(s) of a supervised task."""
     x = task.strong_train.x
-    return LinearHeads(x.shape[-1], task.num_classes, num_students, x.dim() == 3, seed).to(x.device)
+    return LinearHeads(x.shape[-1], task.num_classes, num_students, x.dim() == 3).to(x.device)
 
 
 def supervisors(weak_probs: torch.Tensor, supervision: str) -> torch.Tensor:
@@ -100,7 +103,7 @@ def fit(model, x, y, *, epochs, lr, batch_size, seed, progress=None):
 
 def train_ceiling(task: data.Task, *, epochs, lr, batch_size, seed) -> nn.Module:
     """The same student, trained on the ground truth of strong_train."""
-    student = make_student(task, 1, seed)
+    student = make_student(task, 1)
     recipe = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     fit(nn.Sequential(student, nn.Flatten(1)), task.strong_train.x, task.strong_train.y, **recipe)
     return student
@@ -130,6 +133,13 @@ def number(kind: type, low: float, high: float = 2**31 - 1):
     return parse
 
 
+def pick_text_encoder(name: str) -> str:
+    """A folder by its whole path, any other name as it is. Raises data.InputError without transformers."""
+    if not importlib.util.find_spec("transformers"):
+        raise data.InputError("--text-encoder needs the package transformers: pip install transformers")
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
 def pick_device(name: str) -> str:
     """CUDA if there is any for "auto", else the CPU. Raises data.InputError on a device that is not here."""
     if name == "auto":
@@ -141,25 +151,18 @@ def pick_device(name: str) -> str:
     return name
 
 
-# -------------------------------------------------------------------------------------- weak models of images
+# ------------------------------------------------------------------------------------------------ weak models
 
 
-def linear_net(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, num_classes))
+def noisy_labels(y: torch.Tensor, num_classes: int, generator) -> torch.Tensor:
+    """y (N,) with 30 % of the labels replaced by random ones."""
+    wrong = torch.rand(len(y), generator=generator) < 0.3
+    return torch.where(wrong, torch.randint(num_classes, y.shape, generator=generator), y)
 
 
-def mlp_net(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 128), nn.ReLU(), nn.Linear(128, num_classes))
-
-
-def cnn_net(num_classes):
-    first, second = (nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in ((1, 16), (16, 32)))
-    head = nn.Linear(32 * 7 * 7, num_classes)
-    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), head)
-
-
-def train_weak_models(split: data.Split, num_classes: int, seed: int) -> dict[str, nn.Module]:
-    """Three weak models trained on `split` of the source domain. They differ in the ways supervisors differ:
+def image_weak_models(split: data.Split, num_classes: int, seed: int, device: str) -> dict:
+    """Three weak models trained on `split` of the source domain, {name: images -> logits (N, C)}. They differ
+    in the ways supervisors differ:
 
     linear  on pixels, all samples
     mlp     all samples, but 30 % of the labels are replaced by random ones
@@ -167,63 +170,124 @@ def train_weak_models(split: data.Split, num_classes: int, seed: int) -> dict[st
     """
     x, y = split.x, split.y
     generator = torch.Generator().manual_seed(seed)
-    wrong = torch.rand(len(y), generator=generator) < 0.3
-    noisy = torch.where(wrong, torch.randint(num_classes, y.shape, generator=generator), y.cpu()).to(y.device)
+    noisy = noisy_labels(y, num_classes, generator)
     few = torch.cat([x[:500], 1 - x[:500]])
-    augmented = few + 0.2 * torch.randn(few.shape, generator=generator).to(x.device)
+    augmented = few + 0.2 * torch.randn(few.shape, generator=generator)
     recipes = {
-        "linear": (linear_net, x, y, 10),
-        "mlp": (mlp_net, x, noisy, 10),
-        "cnn": (cnn_net, augmented, y[:500].repeat(2), 40),
+        "linear": (images.linear_net, x, y, 10),
+        "mlp": (images.mlp_net, x, noisy, 10),
+        "cnn": (images.cnn_net, augmented, y[:500].repeat(2), 40),
     }
     weak_models = {}
     for name, (net, inputs, targets, epochs) in recipes.items():
         torch.manual_seed(seed)
-        model = net(num_classes).to(x.device)
-        weak_models[name] = fit(model, inputs, targets, epochs=epochs, lr=1e-3, batch_size=64, seed=seed)
+        recipe = {"epochs": epochs, "lr": 1e-3, "batch_size": 64, "seed": seed}
+        model = fit(net(num_classes).to(device), inputs.to(device), targets.to(device), **recipe)
+        weak_models[name] = lambda x, model=model: predict(model, x.to(device))
     return weak_models
 
 
-# --------------------------------------------------------------------------------------------- strong encoder
+def text_weak_models(split: data.Split, num_classes: int, pairs: bool, seed: int, device: str) -> dict:
+    """The same for texts: three bags of words, classifiers or, where a sample is a pair, reward models.
+
+    words    all samples
+    noisy    all samples, but 30 % of the labels are replaced by random ones
+    phrases  words and pairs of neighbouring words, on a quarter of the samples
+    """
+    x, y = split.x, split.y
+    few = -(-len(x) // 4)
+    noisy = noisy_labels(y, num_classes, torch.Generator().manual_seed(seed))
+    recipes = {"words": (x, y, False), "noisy": (x, noisy, False), "phrases": (x[:few], y[:few], True)}
+    weak_models = {}
+    for name, (texts, targets, phrases) in recipes.items():
+        model = text.BagOfWords(flat(texts), phrases, num_classes, pairs).to(device)
+
+        def logits(x, model=model):
+            return predict(model, unflat(model.encode(flat(x)), pairs).to(device))
+
+        recipe = {"epochs": 20, "lr": 3e-3 if pairs else 3e-2, "batch_size": 16, "seed": seed}
+        fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
+        weak_models[name] = logits
+    return weak_models
 
 
-class ResidualBlock(nn.Module):
-    def __init__(self, inputs, channels, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.skip = nn.Conv2d(inputs, channels, 1, stride, bias=False)
-
-    def forward(self, x):
-        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.skip(x))
+def flat(x: list) -> list[str]:
+    """Texts as they are; N pairs of texts as 2 N texts."""
+    return x if isinstance(x[0], str) else [response for pair in x for response in pair]
 
 
-def image_encoder() -> nn.Module:
-    """A small residual CNN: images (N, 1, 28, 28) -> features (N, 384), the last map averaged 2 x 2."""
-    stem = [nn.Conv2d(1, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
-    blocks = [ResidualBlock(24, 24, 1), ResidualBlock(24, 48, 2), ResidualBlock(48, 96, 2)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+def unflat(rows: torch.Tensor, pairs: bool) -> torch.Tensor:
+    """What was computed of flat texts, (2 N, D) -> (N, 2, D) where they are pairs."""
+    return rows.unflatten(0, (-1, 2)) if pairs else rows
 
 
-def pretrain_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
+# -------------------------------------------------------------------------------------------- strong encoders
+
+
+def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the image encoder, after classifying rendered letters at all severities: no digits."""
     torch.manual_seed(0)
-    encoder, head = image_encoder(), nn.Linear(384, len(data.LETTERS))
+    encoder, head = images.image_encoder(), nn.Linear(384, len(images.LETTERS))
     model = nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last)
     epochs, batch_size = min(4, steps), 128
-    letters = data.letters(steps * batch_size // epochs, seed=0)
-    x = letters.x.to(device, memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(len(images.LETTERS), (steps * batch_size // epochs,), generator=generator)
+    severity = torch.rand(len(y), generator=generator)
+    x = images.render(images.draw_atlas(images.LETTERS), y, severity, generator)
     recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": batch_size, "seed": 0}
-    fit(model, x, letters.y.to(device), progress="pretraining the strong encoder", **recipe)
+    x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    fit(model, x, y, progress="pretraining the image encoder", **recipe)
     return encoder.state_dict()
+
+
+def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
+    """Weights of the causal transformer, after predicting the next word of unlabelled reviews of all domains.
+
+    Its batches are a quarter of the image encoder's, and it takes 2.5 times as many.
+    """
+    torch.manual_seed(0)
+    model = text.CausalTransformer().to(device)
+    steps, batch_size = 5 * steps // 2, 32
+    epochs, rng = min(4, steps), random.Random("pretraining")
+    corpus = [text.review(list(text.DOMAINS), rng)[0] for _ in range(steps * batch_size // epochs)]
+    tokens = text.encode(corpus).to(device)
+    following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
+    recipe = {"epochs": epochs, "lr": 2e-3, "batch_size": batch_size, "seed": 0}
+    fit(model, tokens[:, :-1], following, progress="pretraining the transformer", **recipe)
+    return model.state_dict()
+
+
+def image_features(x: torch.Tensor, steps: int, device: str) -> torch.Tensor:
+    """Images (N, 1, 28, 28) -> (N, 384)."""
+    encoder = images.image_encoder()
+    encoder.load_state_dict(cached("encoder", pretrain_image_encoder, steps=steps, device=device))
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+    return predict(encoder, x.to(device, memory_format=torch.channels_last))
+
+
+def text_features(encoder: str, texts: list[str], unlabelled: list[str], steps: int, device: str):
+    """N texts -> (N, D). The encoder is the "transformer", a "bag of words" (of `unlabelled` texts) or
+    a Hugging Face model's name or folder."""
+    if encoder == "bag of words":
+        return text.bag_features(texts, unlabelled)
+    if encoder == "transformer":
+        model = text.CausalTransformer()
+        model.load_state_dict(cached("transformer", pretrain_transformer, steps=steps, device=device))
+        return predict(model.to(device).features, text.encode(texts).to(device))
+    known = sorted(set(texts))  # the same at every seed where the seeds split the same texts
+    try:
+        features = cached("pretrained", text.pretrained_features, name=encoder, texts=known, device=device)
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise data.InputError(f"cannot use --text-encoder {encoder}: {reason}") from error
+    row = {text: i for i, text in enumerate(known)}
+    return features[[row[text] for text in texts]]
 
 
 # ------------------------------------------------------------------------------------------------ supervision
 
 
-def supervise(name: str, seed: int, data_dir: str | None, device: str, encoder_steps: int) -> data.Task:
+def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_encoder=None) -> data.Task:
     """The task as its student sees it: x features, standardised on strong_train, and weak_probs (N, M, C).
 
     The weak models, trained here on the source domain, label the target splits; the strong encoder describes
@@ -233,7 +297,8 @@ def supervise(name: str, seed: int, data_dir: str | None, device: str, encoder_s
         task = data.load(name, seed)
     else:
         arguments = {"name": name, "seed": seed, "data_dir": data_dir, "device": device}
-        task = cached("supervision", label_and_encode, **arguments, encoder_steps=encoder_steps)
+        arguments |= {"encoder_steps": encoder_steps, "text_encoder": text_encoder}
+        task = cached("supervision", label_and_encode, **arguments)
     std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
     splits = {}
     for split in ("strong_train", "val", "test"):
@@ -243,19 +308,27 @@ def supervise(name: str, seed: int, data_dir: str | None, device: str, encoder_s
     return task._replace(labels=None if task.labels is None else task.labels.to(device), **splits)
 
 
-def label_and_encode(name, seed, data_dir, device, encoder_steps) -> data.Task:
+def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) -> data.Task:
     task = data.load(name, seed, data_dir)
-    encoder = image_encoder()
-    encoder.load_state_dict(cached("encoder", pretrain_encoder, steps=encoder_steps, device=device))
-    encoder = encoder.to(device, memory_format=torch.channels_last).eval()
-    weak_train = data.Split(task.weak_train.x.to(device), task.weak_train.y.to(device))
-    weak_models = train_weak_models(weak_train, task.num_classes, seed)
-    splits = {}
-    for split in ("strong_train", "val", "test"):
-        x = getattr(task, split).x.to(device, memory_format=torch.channels_last)
-        weak_probs = torch.stack([predict(model, x).softmax(-1) for model in weak_models.values()], dim=1)
-        splits[split] = data.Split(predict(encoder, x).cpu(), getattr(task, split).y, weak_probs.cpu())
-    return task._replace(weak_train=None, weak_models=list(weak_models), **splits)
+    splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
+    if task.kind == "image":
+        encoder = "pretrained on letters"
+        x = torch.cat([split.x for split in splits.values()])
+        features = image_features(x, encoder_steps, device)
+        weak_models = image_weak_models(task.weak_train, task.num_classes, seed, device)
+    else:
+        encoder = text_encoder or ("transformer" if name in data.EMBEDDED else "bag of words")
+        x, pairs = [sample for split in splits.values() for sample in split.x], task.kind == "preference"
+        unlabelled = flat(task.strong_train.x)
+        features = unflat(text_features(encoder, flat(x), unlabelled, encoder_steps, device), pairs)
+        weak_models = text_weak_models(task.weak_train, task.num_classes, pairs, seed, device)
+    weak_probs = torch.stack([logits(x).softmax(-1) for logits in weak_models.values()], dim=1)
+    sizes = [len(split.y) for split in splits.values()]
+    parts = zip(splits.items(), features.cpu().split(sizes), weak_probs.cpu().split(sizes))
+    # Clones, as a piece of a tensor is saved with the whole of it.
+    splits = {key: data.Split(own.clone(), split.y, probs.clone()) for (key, split), own, probs in parts}
+    names = {"weak_models": list(weak_models), "encoder": data.row_name(encoder)}
+    return task._replace(weak_train=None, **names, **splits)
 
 
 # --------------------------------------------------------------------------------------- what is kept on disk
@@ -263,8 +336,9 @@ def label_and_encode(name, seed, data_dir, device, encoder_steps) -> data.Task:
 
 def cached(kind: str, function, **arguments):
     """function(**arguments), read from cache/ if the same code has computed it before."""
-    sources = [Path(file).read_text() for file in (data.__file__, __file__)]
-    identity = repr((sorted(arguments.items()), sources, torch.__version__))
+    sources = [Path(file).read_text() for file in SOURCES]
+    folders = [data.row_name(value) for value in arguments.values() if isinstance(value, str)]
+    identity = repr((sorted(arguments.items()), folders, sources, torch.__version__))
     path = CACHE / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.pt"
     if path.exists():
         try:
@@ -293,7 +367,7 @@ def write_atomically(path: Path, write) -> None:
 
 def code_hash(method_file: str | Path) -> str:
     """Names the code that a row of this method comes from."""
-    sources = (Path(file).read_bytes() for file in (method_file, data.__file__, __file__))
+    sources = (Path(file).read_bytes() for file in (method_file, *SOURCES))
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 

@@ -27,7 +27,9 @@ COLUMNS = {
     "adaptive_confidence mean": ("AdaptConf on ensemble", "#d62728"),
     "raven weighted": ("RAVEN", "#6a3d9a"),
 }
-RECIPE = ("encoder_steps", "epochs", "lr", "ceiling_lr", "batch_size")  # flags that all methods share
+# Flags that all methods share.
+RECIPE = ("encoder_steps", "text_encoder", "epochs", "lr", "ceiling_lr", "batch_size")
+KINDS = {"image": "Images", "text": "Text", "preference": "Preferences", "features": "Files"}
 # Quantile .975 of Student's t at 1, 2, ... 30 degrees of freedom; beyond, the last serves (a bit too wide).
 T975 = [float(t) for t in """12.706 4.303 3.182 2.776 2.571 2.447 2.365 2.306 2.262 2.228 2.201 2.179 2.160
     2.145 2.131 2.120 2.110 2.101 2.093 2.086 2.080 2.074 2.069 2.064 2.060 2.056 2.052 2.048 2.045
@@ -83,9 +85,9 @@ def method(row) -> str:
 
 
 def order(row):
-    """Tasks by severity, then by name; naive first; seeds in order."""
-    severity = data.severity(row["task"])
-    task = math.inf if severity is None else severity, row["task"]
+    """Tasks by kind, by severity, embedded ones first, by name; naive first; seeds in order."""
+    kind, severity = list(KINDS).index(row["kind"]), data.severity(row["task"])
+    task = kind, math.inf if severity is None else severity, row["task"] not in data.EMBEDDED, row["task"]
     return task, row["method"] != "naive", row["method"], row["supervision"], row["seed"]
 
 
@@ -100,6 +102,15 @@ def any_rows(methods: dict[str, dict]) -> dict[int, dict]:
 
 def all_methods(table) -> list[str]:
     return list(dict.fromkeys(name for methods in table.values() for name in methods))
+
+
+def by_kind(table) -> dict[str, dict]:
+    """The table in parts, {title of the kind: its tasks}."""
+    parts = {}
+    for task, methods in table.items():
+        kind = next(iter(any_rows(methods).values()))["kind"]
+        parts.setdefault(KINDS[kind], {})[task] = methods
+    return parts
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -144,38 +155,52 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
-def tables(table) -> str:
-    """Markdown, a line per task: accuracy and PGR of every method; then the paired differences."""
-    columns = all_methods(table)
-    weak_models = {", ".join(row["weak_models"]) for m in table.values() for row in any_rows(m).values()}
-    weak_label = f"weak models ({weak_models.pop()})" if len(weak_models) == 1 else "weak models"
-    scores, paired = [], []
+def score_table(table, columns) -> str:
+    lines = []
     for task, methods in table.items():
-        some, raven, naive = any_rows(methods), methods.get("RAVEN", {}), methods.get("naive", {})
-        n, label = len(some), f"{task} (n = {len(some)})"
+        some = any_rows(methods)
+        n = len(some)
         weak = ", ".join(percent(list(accuracies)) for accuracies in zip(*values(some, "weak")))
         cells = [cell(*(values(methods.get(m, {}), key) for key in ("student", "pgr")), n) for m in columns]
-        scores.append([label, weak, *cells, percent(values(some, "ceiling"))])
+        lines.append([f"{task} (n = {n})", weak, *cells, percent(values(some, "ceiling"))])
+    names = {", ".join(row["weak_models"]) for m in table.values() for row in any_rows(m).values()}
+    weak_label = f"weak models ({names.pop()})" if len(names) == 1 else "weak models"
+    return markdown(["task", weak_label, *columns, "ceiling"], lines)
 
+
+def difference_table(table, columns) -> str:
+    lines = []
+    for task, methods in table.items():
+        n, raven, naive = len(any_rows(methods)), methods.get("RAVEN", {}), methods.get("naive", {})
         others = {m: rows for m, rows in methods.items() if m != "RAVEN" and rows.keys() >= raven.keys()}
         to_naive = [compare(methods.get(m, {}), naive, n) for m in columns if m != "naive"]
         to_best = "–"
         if raven and others:
             best = max(others, key=lambda m: mean(others[m][seed]["student"] for seed in raven))
             to_best = f"{compare(raven, others[best], n)} ({best})"
-        paired.append([label, *to_naive, to_best, top_weight_hits(raven.values())])
+        lines.append([f"{task} (n = {n})", *to_naive, to_best, top_weight_hits(raven.values())])
     against_naive = [f"{m} − naive" for m in columns if m != "naive"]
+    return markdown(["task", *against_naive, "RAVEN − best other", "top weight"], lines)
+
+
+def tables(table) -> str:
+    """Markdown, a line per task: accuracy and PGR of every method; then the paired differences."""
+    columns, parts = all_methods(table), by_kind(table)
+
+    def per_kind(make_table):
+        return "\n\n".join(f"{kind}:\n\n{make_table(tasks, columns)}" for kind, tasks in parts.items())
+
     return f"""\
 Accuracy / PGR in %, mean ±95 % t-interval over n seeds. The PGR of a student of one weak model is taken
 against that model, and averaged over the weak models; that of a student of several against their mean
 accuracy. "–": the gap of some seed is below two standard errors.
 
-{markdown(["task", weak_label, *columns, "ceiling"], scores)}
+{per_kind(score_table)}
 
 Paired differences, accuracy / PGR in points. "Best other" is by mean test accuracy; the last column says in
 how many seeds RAVEN's largest weight is on the most accurate weak model.
 
-{markdown(["task", *against_naive, "RAVEN − best other", "top weight"], paired)}
+{per_kind(difference_table)}
 """
 
 
@@ -196,7 +221,7 @@ def draw(table, folder: Path) -> None:
     color |= {name: next(free) for name in all_methods(table) if name not in color}
     # The severities between and beyond the two main rendered tasks are for the third figure.
     main = {task: methods for task, methods in table.items() if not task.startswith("glyphs-shift-")}
-    raven = {task: methods["RAVEN"] for task, methods in main.items() if "RAVEN" in methods}
+    raven = {task: methods for task, methods in main.items() if "RAVEN" in methods}
     sweep = {data.severity(task): table[task] for task in table if data.severity(task) is not None}
     figures = {
         "accuracy": draw_accuracy(pyplot, main, color) if main else None,
@@ -209,60 +234,63 @@ def draw(table, folder: Path) -> None:
             print(f"{folder / name}.png", file=sys.stderr)
 
 
+def grid(pyplot, table, width, height):
+    """A figure with a row of panels per kind, and (task, its methods, panel) of each task."""
+    parts = by_kind(table)
+    columns = max(map(len, parts.values()))
+    size = (1.6 + width * columns, 0.3 + height * len(parts))
+    figure, axes = pyplot.subplots(len(parts), columns, figsize=size, sharey="row", squeeze=False)
+    panels = []
+    for row, tasks in zip(axes, parts.values()):
+        panels += [(task, methods, axis) for (task, methods), axis in zip(tasks.items(), row)]
+        for axis in row[len(tasks) :]:
+            axis.remove()
+    return figure, panels
+
+
 def draw_accuracy(pyplot, table, color):
     """Figure (a): per task, the students of every method, the weak models and the ceiling; a dot per seed."""
-    figure, axes = pyplot.subplots(
-        1, len(table), figsize=(1.6 + 2.1 * len(table), 2.6), sharey=True, squeeze=False
-    )
+    figure, panels = grid(pyplot, table, 2.1, 2.2)
     names = all_methods(table)
-    for axis, (task, methods) in zip(axes[0], table.items()):
+    for task, methods, axis in panels:
         some = any_rows(methods)
         for accuracies in zip(*values(some, "weak")):
             weak = axis.axvline(mean(accuracies), color="#999999", linewidth=1, linestyle=":")
         ceiling = axis.axvline(mean(values(some, "ceiling")), color="black", linewidth=1, linestyle="--")
-        for position, name in enumerate(names):
+        for y, name in enumerate(names):
             if name in methods:
                 students = values(methods[name], "student")
                 center, half = interval(students)
-                axis.plot(
-                    students,
-                    [position - 0.25] * len(students),
-                    ".",
-                    color=color[name],
-                    alpha=0.4,
-                    markersize=4,
-                )
-                axis.errorbar(
-                    center, position, xerr=half, fmt="o", color=color[name], markersize=4, capsize=2
-                )
-        axis.set(title=f"{task} (n = {len(some)})", xlabel="test accuracy")
+                seeds = {"color": color[name], "alpha": 0.4, "markersize": 4}
+                axis.plot(students, [y - 0.25] * len(students), ".", **seeds)
+                axis.errorbar(center, y, xerr=half, fmt="o", color=color[name], markersize=4, capsize=2)
+        axis.set(title=f"{task} (n = {len(some)})", xlabel="test accuracy", ylim=(len(names) - 0.5, -0.7))
         axis.set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
     figure.legend([weak, ceiling], ["weak models", "ceiling"], loc="outside lower center", ncols=2)
     return figure
 
 
 def draw_weights(pyplot, table):
-    """Figure (b): RAVEN's weights over epochs, a line per seed, above each weak model's accuracy."""
-    size = (1.0 + 2.1 * len(table), 3.8)
-    figure, axes = pyplot.subplots(
-        2, len(table), figsize=size, sharey="row", squeeze=False, height_ratios=[3, 2]
-    )
-    for (above, below), (task, rows) in zip(axes.T, table.items()):
-        for m, name in enumerate(next(iter(rows.values()))["weak_models"]):
+    """Figure (b): RAVEN's weights over epochs, a line per seed, beside each weak model's accuracy."""
+    figure, panels = grid(pyplot, table, 2.6, 2.2)
+    for task, methods, axis in panels:
+        rows = methods["RAVEN"]
+        right = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis)
+        names = next(iter(rows.values()))["weak_models"]
+        for m in range(len(names)):
             for history in values(rows, "weight_history"):
-                above.plot([weights[m] for weights in history], color=f"C{m}", alpha=0.6, linewidth=1)
+                axis.plot([weights[m] for weights in history], color=f"C{m}", alpha=0.6, linewidth=1)
             center, half = interval([accuracies[m] for accuracies in values(rows, "weak")])
-            below.bar(name, center, yerr=half, color=f"C{m}", capsize=2, width=0.7)
+            right.bar(m, center, yerr=half, color=f"C{m}", capsize=2, width=0.7)
             center, half = interval([confidences[m] for confidences in values(rows, "weak_confidence")])
-            confidence = below.errorbar(
-                name, center, yerr=half, fmt="D", color="black", markersize=4, capsize=2
-            )
-        above.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
-    axes[0, 0].set_ylabel("RAVEN's weights")
-    axes[1, 0].set_ylabel("accuracy,\nconfidence")
+            style = {"fmt": "D", "color": "black", "markersize": 3, "capsize": 2}
+            confidence = right.errorbar(m, center, yerr=half, **style)
+        axis.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
+        right.set_xticks(range(len(names)), names, rotation=90)
+        right.tick_params(axis="y", labelleft=False)
     key = [pyplot.Rectangle((0, 0), 1, 1, color="#999999"), confidence]
-    figure.legend(key, ["accuracy", "mean confidence"], loc="outside lower center", ncols=2)
+    labels = ["weak model's accuracy", "its mean confidence"]
+    figure.legend(key, labels, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -145,6 +145,8 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
     recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
     return {
+        "kind": task.kind,
+        "encoder": task.encoder,
         "weak_models": task.weak_models,
         "weak": weak,
         "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
@@ -165,12 +167,13 @@ def shared_flags() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, number = parser.add_argument, models.number
-    add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
+    add("--task", nargs="+", type=data.check_name, default=data.EMBEDDED, help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
-    add("--data-dir", help="folder with the real data sets; without it they are downloaded")
+    add("--data-dir", help="folder of a real data set; digits and HH-RLHF are else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
+    add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
     # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
     add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the student")
@@ -195,7 +198,8 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
         "torch": torch.__version__,
         "device": flags["device"],
         "code": models.code_hash(__file__),
-        "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere},
+        "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere}
+        | {"text_encoder": flags["text_encoder"] and data.row_name(flags["text_encoder"])},
     }
 
 
@@ -227,11 +231,13 @@ def main(argv=None) -> list[dict]:
         identity = row_identity(args.supervision, name, seed, vars(args))
         row = models.find_row(args.out, identity)
         if row is None:
-            task = models.supervise(name, seed, args.data_dir, args.device, args.encoder_steps)
+            task = models.supervise(
+                name, seed, args.data_dir, args.device, args.encoder_steps, args.text_encoder
+            )
             recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
             x, _, weak_probs = task.strong_train
             weak_probs = models.supervisors(weak_probs, args.supervision)
-            student = models.make_student(task, weak_probs.shape[1], seed)
+            student = models.make_student(task, weak_probs.shape[1])
             start = time.perf_counter()
             train_student(
                 student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe,

@@ -12,6 +12,11 @@ all weak models agree, while the weights stay equal.
     theta <- max(theta - eta_W dL/dtheta, 1e-6),    theta <- theta / sum(theta)                       (Eq. 13)
     dL/dtheta_m = mean_i s_i [CE(q_m, p) - CE(y, p)]    with CE(a, p) = -sum_c a_c log p_c, sum(theta) = 1
 
+That is for images. On text, and on preferences, where a weak model is a reward model, logits are combined:
+
+    y = softmax(sum_m theta_m log q_m)      as sum(theta) = 1, log q_m may stand for the weak model's logits
+    dL/dtheta_m = -mean_i s_i Cov_y(log q_m, log p)                                over the classes, under y
+
     paper | here            shape
     z     | student_logits  (N, C)      p = softmax(z)
     q_m   | weak_probs      (N, M, C)   softmax of the m-th weak model's logits, fixed
@@ -61,6 +66,16 @@ def combine(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return combined / combined.sum(-1, keepdim=True)
 
 
+def combine_logits(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Softmax of the weighted mean of the weak logits, of a pair: of the rewards. Shapes as in `combine`.
+
+    log q differs from the logits by a constant of the sample, which the softmax does not see: neither value
+    nor gradients change. A q of 0 is clamped to the smallest normal number.
+    """
+    log_probs = weak_probs.clamp(min=torch.finfo(weak_probs.dtype).tiny).log()
+    return torch.softmax(torch.einsum("nmc,m->nc", log_probs, weights), dim=-1)
+
+
 def unanimous(weak_probs: torch.Tensor) -> torch.Tensor:
     """Easy samples, on which all M weak models name the same class: (N, M, C) -> bool (N,)."""
     classes = weak_probs.argmax(-1)
@@ -68,13 +83,19 @@ def unanimous(weak_probs: torch.Tensor) -> torch.Tensor:
 
 
 def raven_loss(
-    student_logits: torch.Tensor, weak_probs: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor
+    student_logits: torch.Tensor,
+    weak_probs: torch.Tensor,
+    weights: torch.Tensor,
+    keep: torch.Tensor,
+    combination=combine,
 ) -> torch.Tensor:
     """L, in nats: the mean over all N, of which `keep` counts. Gradients reach the student and the weights.
 
-    student_logits (N, C); weak_probs (N, M, C); weights (M,); keep bool (N,) -> scalar.
+    student_logits (N, C); weak_probs (N, M, C); weights (M,); keep bool (N,); combination: combine or
+    combine_logits -> scalar.
     """
-    return (keep * F.cross_entropy(student_logits, combine(weak_probs, weights), reduction="none")).mean()
+    targets = combination(weak_probs, weights)
+    return (keep * F.cross_entropy(student_logits, targets, reduction="none")).mean()
 
 
 def project(weights: torch.Tensor) -> torch.Tensor:
@@ -84,7 +105,8 @@ def project(weights: torch.Tensor) -> torch.Tensor:
 
 
 def train_student(
-    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, weight_lr, easy_phase
+    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, weight_lr, easy_phase,
+    combination
 ) -> torch.Tensor:
     """Trains the student in place (Adam, cosine to 0 over all steps) and the weights with it (SGD).
 
@@ -104,7 +126,7 @@ def train_student(
         keep = easy if in_easy_phase else torch.ones_like(easy)
         for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
             student_logits = student(x[batch])  # (B, 1, C)
-            loss = raven_loss(student_logits[:, 0], weak_probs[batch], weights, keep[batch])
+            loss = raven_loss(student_logits[:, 0], weak_probs[batch], weights, keep[batch], combination)
             loss = loss + models.label_loss(student_logits, labels, batch)
             optimizer.zero_grad()
             weights.grad = None
@@ -148,6 +170,8 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
     recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
     return {
+        "kind": task.kind,
+        "encoder": task.encoder,
         "weak_models": task.weak_models,
         "weak": weak,
         "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
@@ -168,12 +192,13 @@ def shared_flags() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, number = parser.add_argument, models.number
-    add("--task", nargs="+", type=data.check_name, default=["glyphs", "glyphs-shift"], help="see data.py")
+    add("--task", nargs="+", type=data.check_name, default=data.EMBEDDED, help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
-    add("--data-dir", help="folder with the real data sets; without it they are downloaded")
+    add("--data-dir", help="folder of a real data set; digits and HH-RLHF are else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
+    add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
     # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
     add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the student")
@@ -198,7 +223,8 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
         "torch": torch.__version__,
         "device": flags["device"],
         "code": models.code_hash(__file__),
-        "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere},
+        "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere}
+        | {"text_encoder": flags["text_encoder"] and data.row_name(flags["text_encoder"])},
     }
 
 
@@ -210,6 +236,7 @@ def parse_args(argv=None):
     add, number = parser.add_argument, models.number
     add("--weight-lr", type=number(float, 0), default=3e-3, help="eta_W; the paper searches 1e-6 to 1e-3")
     add("--easy-phase", type=number(float, 0, 1), default=0.2, help="share of the epochs; paper: .1, .2, .5")
+    add("--combine", choices=["auto", "probs", "logits"], default="auto", help="auto: logits on text, pairs")
     return parser.parse_args(argv)
 
 
@@ -222,20 +249,26 @@ def main(argv=None) -> list[dict]:
         identity = row_identity("weighted", name, seed, vars(args))
         row = models.find_row(args.out, identity)
         if row is None:
-            task = models.supervise(name, seed, args.data_dir, args.device, args.encoder_steps)
+            task = models.supervise(
+                name, seed, args.data_dir, args.device, args.encoder_steps, args.text_encoder
+            )
             recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
             x, _, weak_probs = task.strong_train
-            student = models.make_student(task, 1, seed)
+            usual = "logits" if task.kind in ("text", "preference") else "probs"
+            combined = usual if args.combine == "auto" else args.combine
+            combination = {"probs": combine, "logits": combine_logits}[combined]
+            student = models.make_student(task, 1)
             start = time.perf_counter()
             weight_history = train_student(
                 student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe,
-                weight_lr=args.weight_lr, easy_phase=args.easy_phase
+                weight_lr=args.weight_lr, easy_phase=args.easy_phase, combination=combination
             )
             seconds = time.perf_counter() - start
             ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)
-            targets = combine(task.test.weak_probs, weight_history[-1])[:, None]
+            targets = combination(task.test.weak_probs, weight_history[-1])[:, None]
             row = identity | score(task, student, ceiling, targets)
             easy = unanimous(weak_probs)
+            row["combined"] = combined
             row["weights"] = weight_history[-1].tolist()
             row["weight_history"] = weight_history.tolist()
             row["easy_fraction"] = easy.double().mean().item()

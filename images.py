@@ -1,0 +1,120 @@
+"""Images: characters drawn in many typefaces, more or less shifted, and the networks that look at them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+DIGITS = "0123456789"
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Files in matplotlib's font folder, so that every machine draws from the same typefaces.
+SOURCE_TYPEFACES = "DejaVuSans DejaVuSerif STIXGeneral cmr10".split()
+TYPEFACES = [
+    *SOURCE_TYPEFACES,
+    *"""DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold
+    DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmb10 cmss10
+    cmtt10""".split(),
+]
+
+
+def draw_atlas(characters: str) -> torch.Tensor:
+    """Every character in every typeface, centred: (typefaces, characters, 48, 48) in [0, 1], ink = 1."""
+    import matplotlib  # for its font files only
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    atlas = np.zeros((len(TYPEFACES), len(characters), 48, 48), dtype=np.float32)
+    for i, typeface in enumerate(TYPEFACES):
+        font = ImageFont.truetype(str(folder / f"{typeface}.ttf"), size=42)
+        for j, character in enumerate(characters):
+            left, top, right, bottom = font.getbbox(character)
+            corner = (24 - (left + right) / 2, 24 - (top + bottom) / 2)
+            image = Image.new("L", (48, 48))
+            ImageDraw.Draw(image).text(corner, character, fill=255, font=font)
+            atlas[i, j] = np.asarray(image, dtype=np.float32) / 255
+    return torch.from_numpy(atlas)
+
+
+def render(atlas, y, severity, generator) -> torch.Tensor:
+    """Characters y (N,) of an atlas at severity (N,) in [0, 1] as images (N, 1, 28, 28) in [0, 1].
+
+    At 0: a source typeface, turned by up to 15 degrees, scaled by .75 to 1.1, shifted by up to 2 pixels. With
+    severity grow: the share of other typefaces, rotation (to 40 degrees), a second character reaching in
+    from the border, loss of contrast, noise (deviation to .5), and the share of inverted images (to 1/2).
+    """
+
+    def uniform(shape, low, high):
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    images = []
+    for characters, s in zip(y.split(2000), severity.split(2000)):  # in pieces, to keep memory small
+        n = len(characters)
+        source, other = (
+            torch.randint(k, (n,), generator=generator) for k in (len(SOURCE_TYPEFACES), len(TYPEFACES))
+        )
+        typeface = torch.where(uniform(n, 0, 1) < s, other, source)
+        angle, size = uniform(n, -1, 1) * (15 + 25 * s), uniform(n, 0.75, 1.1)
+        image = paste(atlas[typeface, characters], angle, size, uniform((n, 2), -2, 2))
+
+        neighbour = torch.randint(atlas.shape[1], (n,), generator=generator)
+        direction = uniform(n, 0, 2 * math.pi)
+        offset = torch.stack([direction.cos(), direction.sin()], dim=1) * uniform((n, 1), 13, 17)
+        clutter = paste(atlas[typeface, neighbour], uniform(n, -40, 40), uniform(n, 0.75, 1.1), offset)
+        s = s[:, None, None, None]
+        image = torch.maximum(image, clutter * (uniform(s.shape, 0, 1) < 2 * s))
+
+        image = image * (1 - s * uniform(s.shape, 0, 0.7))
+        noise = torch.randn(image.shape, generator=generator)
+        image = image + s * uniform(s.shape, 0, 0.5) * noise
+        image = torch.where(uniform(s.shape, 0, 1) < s / 2, 1 - image, image)
+        images.append(image.clamp(0, 1))
+    return torch.cat(images)
+
+
+def paste(glyphs, angle, size, offset) -> torch.Tensor:
+    """Glyphs (N, 48, 48), turned by angle (N,) degrees, scaled by size (N,) where 1 fills the image, moved by
+    offset (N, 2) pixels -> images (N, 1, 28, 28)."""
+    cos, sin = angle.deg2rad().cos() / size, angle.deg2rad().sin() / size
+    # affine_grid maps output to input, so this is the inverse: undo the offset, then turn back and shrink.
+    turn = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
+    shift = -turn @ (offset / 14)[:, :, None]
+    # Drawn at twice the resolution and averaged, so that thin strokes do not break.
+    grid = F.affine_grid(torch.cat([turn, shift], dim=2), [len(glyphs), 1, 56, 56], align_corners=False)
+    return F.avg_pool2d(F.grid_sample(glyphs[:, None], grid, align_corners=False), 2)
+
+
+def linear_net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, num_classes))
+
+
+def mlp_net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 128), nn.ReLU(), nn.Linear(128, num_classes))
+
+
+def cnn_net(num_classes):
+    first, second = (nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in ((1, 16), (16, 32)))
+    head = nn.Linear(32 * 7 * 7, num_classes)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), head)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.skip = nn.Conv2d(inputs, channels, 1, stride, bias=False)
+
+    def forward(self, x):
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.skip(x))
+
+
+def image_encoder() -> nn.Module:
+    """A small residual CNN: images (N, 1, 28, 28) -> features (N, 384), the last map averaged 2 x 2."""
+    stem = [nn.Conv2d(1, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+    blocks = [ResidualBlock(24, 24, 1), ResidualBlock(24, 48, 2), ResidualBlock(48, 96, 2)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
