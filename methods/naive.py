@@ -134,7 +134,7 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
     # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the student")
+    add("--lr", type=number(float, 0), default=3e-5, help="Adam's, of the student")
     add(
         "--ceiling-lr",
         type=number(float, 0),

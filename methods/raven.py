@@ -30,8 +30,9 @@ depends on eta_W times the steps. And a weak model with sharp labels is easy to 
 right: look at `weights` beside `weak` in the rows.
 
 Differences from the paper: the student is a linear head on the standardised features of a small encoder; one
-setting of the flags serves all tasks, where the paper searches a grid for each, and its eta_W lies above that
-grid, as there are fewer steps; where a task hands out labels, their cross-entropy is added, unmasked.
+setting of the flags serves all tasks, where the paper searches a grid for each; a policy trained by DPO-R is
+not part of this file, preferences train a reward model; where a task hands out labels, their cross-entropy is
+added, unmasked.
 
     python methods/raven.py --task glyphs-shift
 
@@ -201,7 +202,7 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
     # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the student")
+    add("--lr", type=number(float, 0), default=3e-5, help="Adam's, of the student")
     add(
         "--ceiling-lr",
         type=number(float, 0),
@@ -234,7 +235,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
 def parse_args(argv=None):
     parser = shared_flags()
     add, number = parser.add_argument, models.number
-    add("--weight-lr", type=number(float, 0), default=3e-3, help="eta_W; the paper searches 1e-6 to 1e-3")
+    add("--weight-lr", type=number(float, 0), default=1e-3, help="eta_W; the paper searches 1e-6 to 1e-3")
     add("--easy-phase", type=number(float, 0, 1), default=0.2, help="share of the epochs; paper: .1, .2, .5")
     add("--combine", choices=["auto", "probs", "logits"], default="auto", help="auto: logits on text, pairs")
     return parser.parse_args(argv)
