@@ -12,12 +12,13 @@ domain), from which the student learns without the ground truth. Settings are ch
     reviews                  generated reviews of books, films and games -> the same
     reviews-shift            the same -> of phones, kitchenware and hotels
     amazon-SOURCE-TARGET     real reviews of one kind of product -> another, from JSON lines in data_dir
-    preferences              pairs of generated reviews, the kinder one preferred: as reviews
-    preferences-shift        as reviews-shift
+    preferences              pairs of reviews of one product, the more favourable preferred; domains: reviews
+    preferences-shift        the same; domains: reviews-shift
     hh-helpful-harmless      pairs of answers, the more helpful one preferred -> the more harmless (HH-RLHF)
     FILE.npz                 outputs of your own models: arrays x, weak_probs, y; optionally split, labels
 """
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -26,6 +27,7 @@ import os
 import random
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +38,8 @@ import torch.nn.functional as F
 import images
 import text
 
-SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # of real text at most
-TEXT_SIZES = SIZES | {"weak_train": 400}  # of generated text, which a bag of words learns too well from 4,000
+SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # upper limits of real text
+TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples would leave little gap
 EMBEDDED = ["glyphs", "glyphs-shift", "reviews", "reviews-shift", "preferences", "preferences-shift"]
 DEFAULT_SEVERITY = 0.4
 DOWNLOADS = Path("cache/downloads")
@@ -74,12 +76,13 @@ class Task(NamedTuple):
 
 def load(name: str, seed: int, data_dir: str | None = None) -> Task:
     """The task `name`; `seed` fixes what is drawn at random. Raises InputError if it cannot be had."""
+    name = check_name(name)
     if name.endswith(".npz"):
         return load_npz(Path(name), seed)
     if name in ("mnist-usps", "usps-mnist"):
         source, target = (read_digits(domain, data_dir) for domain in name.split("-"))
         return digits_task(source, target, seed)
-    if name in EMBEDDED[2:]:
+    if name.startswith(("reviews", "preferences")):
         return generated_text(name, seed)
     if name.startswith("amazon-"):
         source, target = (read_reviews(domain, data_dir) for domain in name.split("-")[1:])
@@ -87,7 +90,7 @@ def load(name: str, seed: int, data_dir: str | None = None) -> Task:
     if name == "hh-helpful-harmless":
         source, target = (read_dialogues(domain, data_dir) for domain in ("helpful-base", "harmless-base"))
         return real_text("preference", source, target, seed)
-    return glyphs_task(severity(check_name(name)), seed)
+    return glyphs_task(severity(name), seed)
 
 
 def check_name(name: str) -> str:
@@ -107,19 +110,20 @@ def check_name(name: str) -> str:
 
 
 def row_name(name: str) -> str:
-    """How a row names a task or an encoder: an .npz file and a folder by base name and fingerprint, as the
-    place differs between machines."""
-    path = Path(name)
-    is_local = name.endswith(".npz") or (os.sep in name and path.is_dir())
-    return f"{path.resolve().name}-{fingerprint(path)}" if is_local else name
+    """How a row names a task or an encoder: an .npz file or a folder, by its base name and fingerprint."""
+    is_local = name.endswith(".npz") or (os.path.isabs(name) and os.path.isdir(name))
+    return f"{Path(name).name}-{fingerprint(Path(name))}" if is_local else name
 
 
 def fingerprint(path: Path) -> str:
     """The start of a sha256 of a file's content, or of the names, sizes and times of a folder's files."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(stats).encode() if path.is_dir() else path.read_bytes()).hexdigest()[:16]
+    if path.is_file():
+        content = path.read_bytes()
+    else:
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        stats = [(file.relative_to(path), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        content = repr(stats).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def severity(name: str) -> float | None:
@@ -246,8 +250,14 @@ def generated_text(name: str, seed: int) -> Task:
 
 
 def real_text(kind: str, source: list[tuple], target: list[tuple], seed: int) -> Task:
-    """Samples (group, x, y) of two domains -> up to SIZES of them. The weak models get those of the source;
-    70, 10 and 20 % of the target's groups are strong_train, val and test. No group is on two sides."""
+    """Samples (group, x, y) of two domains -> a task with SIZES of them at most.
+
+    weak_train is from the source, without groups that the target has too; strong_train, val and test hold 70,
+    10 and 20 % of the target's groups.
+    """
+    classes = {y for _, _, y in target}
+    if {y for _, _, y in source} != classes:
+        raise InputError("source and target have different labels")
     rng = random.Random(seed)
     groups = sorted({group for group, _, _ in target})
     rng.shuffle(groups)
@@ -263,41 +273,47 @@ def real_text(kind: str, source: list[tuple], target: list[tuple], seed: int) ->
         if kind == "preference":  # the better response comes first in the files, here at random
             samples = [((b, a), 1) if rng.random() < 0.5 else ((a, b), 0) for (a, b), _ in samples]
         x, y = zip(*samples[:size])
+        if kind == "text" and len(set(y)) < 2:
+            raise InputError("too few samples to split: a part of them has one label only")
         splits.append(Split(list(x), torch.tensor(y)))
-    return Task(kind, 1 + max(y for _, _, y in target) if kind == "text" else 2, *splits)
+    return Task(kind, len(classes) if kind == "text" else 2, *splits)
 
 
 def read_reviews(domain: str, data_dir: str | None) -> list[tuple[str, str, int]]:
-    """DOMAIN.jsonl[.gz] in data_dir, lines {"text": str, "label": 0, 1, ...} -> (text, text, label) each."""
+    """DOMAIN.jsonl[.gz] in data_dir, lines {"text": str, "label": 0, 1, ...} -> (words, text, label)."""
     files = [Path(data_dir or ".") / f"{domain}.jsonl{ending}" for ending in ("", ".gz")]
     files = [file for file in files if file.is_file()][:1]
     if not data_dir or not files:
         place = f"no {domain}.jsonl or {domain}.jsonl.gz in {data_dir}" if data_dir else "no folder given"
         raise InputError(f"{place}: name the one that has the reviews by --data-dir")
-    rows = read_json_lines(files, {"text": str, "label": int})
+    rows = read_json_lines({"text": str, "label": int}, files)
     labels = {row["label"] for row in rows}
     if len(labels) < 2 or labels != set(range(len(labels))):
-        raise InputError(f"{files[0]} has the labels {sorted(labels)}, expected two or more, from 0 on")
-    return [(row["text"], row["text"], row["label"]) for row in rows]
+        found = ", ".join(map(str, sorted(labels)[:10]))
+        raise InputError(f"{files[0]} has the labels {found}; expected are two or more, from 0 on")
+    return [(" ".join(text.terms(row["text"], False)), row["text"], row["label"]) for row in rows]
 
 
 def read_dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, str], int]]:
     """Pairs of dialogues of HH-RLHF, from data_dir/DOMAIN/*.jsonl[.gz] or from the Hugging Face hub
     -> (first human turn, (chosen, rejected), 0) each."""
     fields = {"chosen": str, "rejected": str}
-    if data_dir:
-        files = sorted(Path(data_dir, domain).glob("*.jsonl*"))
+    if not data_dir:
+        rows = read_json_lines(fields, path="Anthropic/hh-rlhf", data_dir=domain)
+    else:
+        folder = Path(data_dir, domain)
+        files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
         if not files:
             raise InputError(f"no {domain}/*.jsonl[.gz] in {data_dir}; without --data-dir they are fetched")
-        rows = read_json_lines(files, fields)
-    else:
-        rows = read_json_lines([], fields, "Anthropic/hh-rlhf", domain)
+        rows = read_json_lines(fields, files)
     pairs = [(row["chosen"], row["rejected"]) for row in rows if row["chosen"] != row["rejected"]]
-    return [(pair[0].split("\n\nAssistant:")[0].strip(), pair, 0) for pair in pairs]
+    if not all("\n\nAssistant:" in response for pair in pairs for response in pair):
+        raise InputError(f"{domain} has a dialogue without 'Assistant:' after an empty line")
+    return [(" ".join(text.terms(pair[0].split("\n\nAssistant:")[0], False)), pair, 0) for pair in pairs]
 
 
-def read_json_lines(files: list[Path], fields: dict[str, type], *hub: str) -> list[dict]:
-    """The rows of JSON-lines files, or of a data set on the hub (name, folder), through `datasets`.
+def read_json_lines(fields: dict[str, type], files: list[Path] = (), **hub: str) -> list[dict]:
+    """The rows of JSON-lines files, or of a data set on the hub (path, data_dir), through `datasets`.
 
     Raises InputError, with file and line, on an unreadable row or a missing, empty or mistyped field.
     """
@@ -317,26 +333,28 @@ def read_json_lines(files: list[Path], fields: dict[str, type], *hub: str) -> li
         return None
 
     datasets.disable_progress_bars()
-    arguments = {"data_files": [str(file) for file in files]} if files else {"data_dir": hub[1]}
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    where = hub or {"path": "json", "data_files": [str(file) for file in files]}
     try:
-        parts = datasets.load_dataset(hub[0] if hub else "json", cache_dir=str(DOWNLOADS), **arguments)
+        parts = datasets.load_dataset(**where, cache_dir=str(DOWNLOADS))
         rows = [row for part in parts.values() for row in part.to_list()]
         reason = next(filter(None, map(fault, rows)), None if rows else "nothing in it")
         if reason is None:
             return rows
     except Exception as error:  # datasets and what it calls raise many kinds
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error.__cause__ or error).split())
     for file in files:  # which line is it?
         try:
-            with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
-                    if found := fault(json.loads(line)):
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                    if line.strip() and (found := fault(json.loads(line))):
                         raise InputError(f"{file}, line {number}: {found}")
         except ValueError as error:
             raise InputError(f"{file}, line {number}: {error}") from error
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{file}: {error}") from error
-    raise InputError(f"cannot read {', '.join(map(str, files or hub))}: {reason}")
+    raise InputError(f"cannot read {', '.join(map(str, files or hub.values()))}: {reason}")
 
 
 # --------------------------------------------------------------------------------------------- the user's own

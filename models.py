@@ -83,7 +83,8 @@ def label_loss(student_logits: torch.Tensor, labels: torch.Tensor | None, batch:
 
 
 def fit(model, x, y, *, epochs, lr, batch_size, seed, progress=None):
-    """Supervised training on x (N, ...), y (N,): Adam, cosine to 0 over all steps, last epoch returned."""
+    """Supervised training on x (N, ...), y (N,), or y (N, L) for logits (N, C, L): Adam, cosine to 0 over all
+    steps, last epoch returned."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     steps = epochs * -(-len(x) // batch_size)
@@ -201,11 +202,14 @@ def text_weak_models(split: data.Split, num_classes: int, pairs: bool, seed: int
     weak_models = {}
     for name, (texts, targets, phrases) in recipes.items():
         model = text.BagOfWords(flat(texts), phrases, num_classes, pairs).to(device)
+        if not model.vocabulary:
+            raise data.InputError("no word occurs in two texts of the source domain")
 
         def logits(x, model=model):
             return predict(model, unflat(model.encode(flat(x)), pairs).to(device))
 
-        recipe = {"epochs": 20, "lr": 3e-3 if pairs else 3e-2, "batch_size": 16, "seed": seed}
+        lr = 3e-3 if pairs else 3e-2  # a reward sums its terms: larger gradients than those of their mean
+        recipe = {"epochs": 20, "lr": lr, "batch_size": 16, "seed": seed}
         fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
         weak_models[name] = logits
     return weak_models
@@ -243,11 +247,11 @@ def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
 def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the causal transformer, after predicting the next word of unlabelled reviews of all domains.
 
-    Its batches are a quarter of the image encoder's, and it takes 2.5 times as many.
+    `steps` are the image encoder's: this one takes three times as many, of a quarter of its batch size.
     """
     torch.manual_seed(0)
     model = text.CausalTransformer().to(device)
-    steps, batch_size = 5 * steps // 2, 32
+    steps, batch_size = 3 * steps, 32
     epochs, rng = min(4, steps), random.Random("pretraining")
     corpus = [text.review(list(text.DOMAINS), rng)[0] for _ in range(steps * batch_size // epochs)]
     tokens = text.encode(corpus).to(device)
@@ -265,23 +269,24 @@ def image_features(x: torch.Tensor, steps: int, device: str) -> torch.Tensor:
     return predict(encoder, x.to(device, memory_format=torch.channels_last))
 
 
-def text_features(encoder: str, texts: list[str], unlabelled: list[str], steps: int, device: str):
-    """N texts -> (N, D). The encoder is the "transformer", a "bag of words" (of `unlabelled` texts) or
-    a Hugging Face model's name or folder."""
-    if encoder == "bag of words":
-        return text.bag_features(texts, unlabelled)
-    if encoder == "transformer":
-        model = text.CausalTransformer()
-        model.load_state_dict(cached("transformer", pretrain_transformer, steps=steps, device=device))
-        return predict(model.to(device).features, text.encode(texts).to(device))
-    known = sorted(set(texts))  # the same at every seed where the seeds split the same texts
+def transformer_features(texts: list[str], steps: int, device: str) -> torch.Tensor:
+    """N generated reviews -> (N, 576)."""
+    model = text.CausalTransformer()
+    model.load_state_dict(cached("transformer", pretrain_transformer, steps=steps, device=device))
+    return predict(model.to(device).features, text.encode(texts).to(device))
+
+
+def pretrained_features(name: str, texts: list[str], device: str) -> torch.Tensor:
+    """N texts -> (N, D) from a Hugging Face model. Each set of texts is read once: where a domain has no more
+    samples than a task uses, once for all seeds. Raises data.InputError where there is no such model."""
+    known = sorted(set(texts))
     try:
-        features = cached("pretrained", text.pretrained_features, name=encoder, texts=known, device=device)
-    except Exception as error:  # transformers raises many kinds
+        features = cached("pretrained", text.pretrained_features, name=name, texts=known, device=device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise data.InputError(f"cannot use --text-encoder {encoder}: {reason}") from error
-    row = {text: i for i, text in enumerate(known)}
-    return features[[row[text] for text in texts]]
+        raise data.InputError(f"cannot use --text-encoder {name}: {reason}") from error
+    place = {each: i for i, each in enumerate(known)}
+    return features[[place[each] for each in texts]]
 
 
 # ------------------------------------------------------------------------------------------------ supervision
@@ -296,7 +301,8 @@ def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_e
     if name.endswith(".npz"):
         task = data.load(name, seed)
     else:
-        arguments = {"name": name, "seed": seed, "data_dir": data_dir, "device": device}
+        folder = data_dir and str(Path(data_dir).resolve())
+        arguments = {"name": name, "seed": seed, "data_dir": folder, "device": device}
         arguments |= {"encoder_steps": encoder_steps, "text_encoder": text_encoder}
         task = cached("supervision", label_and_encode, **arguments)
     std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
@@ -309,18 +315,23 @@ def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_e
 
 
 def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) -> data.Task:
+    """What `supervise` keeps in the cache: features as the encoder gives them."""
     task = data.load(name, seed, data_dir)
     splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
     if task.kind == "image":
-        encoder = "pretrained on letters"
+        encoder = "letters CNN"
         x = torch.cat([split.x for split in splits.values()])
         features = image_features(x, encoder_steps, device)
         weak_models = image_weak_models(task.weak_train, task.num_classes, seed, device)
     else:
-        encoder = text_encoder or ("transformer" if name in data.EMBEDDED else "bag of words")
         x, pairs = [sample for split in splits.values() for sample in split.x], task.kind == "preference"
-        unlabelled = flat(task.strong_train.x)
-        features = unflat(text_features(encoder, flat(x), unlabelled, encoder_steps, device), pairs)
+        if text_encoder:
+            encoder, features = text_encoder, pretrained_features(text_encoder, flat(x), device)
+        elif name in data.EMBEDDED:
+            encoder, features = "transformer", transformer_features(flat(x), encoder_steps, device)
+        else:
+            encoder, features = "bag of words", text.bag_features(flat(x), flat(task.strong_train.x))
+        features = unflat(features, pairs)
         weak_models = text_weak_models(task.weak_train, task.num_classes, pairs, seed, device)
     weak_probs = torch.stack([logits(x).softmax(-1) for logits in weak_models.values()], dim=1)
     sizes = [len(split.y) for split in splits.values()]

@@ -162,10 +162,11 @@ def score_table(table, columns) -> str:
         n = len(some)
         weak = ", ".join(percent(list(accuracies)) for accuracies in zip(*values(some, "weak")))
         cells = [cell(*(values(methods.get(m, {}), key) for key in ("student", "pgr")), n) for m in columns]
-        lines.append([f"{task} (n = {n})", weak, *cells, percent(values(some, "ceiling"))])
+        encoder = next(iter(some.values()))["encoder"]
+        lines.append([f"{task} (n = {n})", encoder, weak, *cells, percent(values(some, "ceiling"))])
     names = {", ".join(row["weak_models"]) for m in table.values() for row in any_rows(m).values()}
     weak_label = f"weak models ({names.pop()})" if len(names) == 1 else "weak models"
-    return markdown(["task", weak_label, *columns, "ceiling"], lines)
+    return markdown(["task", "features", weak_label, *columns, "ceiling"], lines)
 
 
 def difference_table(table, columns) -> str:
@@ -185,10 +186,10 @@ def difference_table(table, columns) -> str:
 
 def tables(table) -> str:
     """Markdown, a line per task: accuracy and PGR of every method; then the paired differences."""
-    columns, parts = all_methods(table), by_kind(table)
 
     def per_kind(make_table):
-        return "\n\n".join(f"{kind}:\n\n{make_table(tasks, columns)}" for kind, tasks in parts.items())
+        parts = by_kind(table).items()
+        return "\n\n".join(f"{kind}:\n\n{make_table(tasks, all_methods(tasks))}" for kind, tasks in parts)
 
     return f"""\
 Accuracy / PGR in %, mean ±95 % t-interval over n seeds. The PGR of a student of one weak model is taken

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------ generated reviews
 
@@ -83,7 +84,8 @@ def review(domains: list[str], rng: random.Random) -> tuple[str, int]:
             words.append(("and" if favourable == last else "but") if joined else ",")
         negated = rng.random() < 0.2
         own, shared = (place.praise, PRAISE) if favourable != negated else (place.blame, BLAME)
-        words += [rng.choice(NEGATIONS)] if negated else []
+        if negated:
+            words.append(rng.choice(NEGATIONS))
         words += [rng.choice(own if rng.random() < 0.7 else shared), rng.choice(place.aspects)]
         verdict += 1 if favourable else -1
         last = favourable
@@ -92,11 +94,10 @@ def review(domains: list[str], rng: random.Random) -> tuple[str, int]:
 
 def pair(domains: list[str], rng: random.Random) -> tuple[tuple[str, str], int]:
     """Two reviews of one product with different verdicts, and which has the higher one: 0 or 1."""
-    first, verdict = review(domains, rng)
     while True:
-        second, other = review(domains, rng)
-        if other != verdict and second.split()[0] == first.split()[0]:
-            return (first, second), int(other > verdict)
+        (first, a), (second, b) = review(domains, rng), review(domains, rng)
+        if a != b and first.split()[0] == second.split()[0]:
+            return (first, second), int(b > a)
 
 
 # ----------------------------------------------------------------------------------------- causal transformer
@@ -110,7 +111,7 @@ TOKENS = {word: i for i, word in enumerate(WORDS, start=3)}
 
 
 def encode(texts: list[str]) -> torch.Tensor:
-    """Generated reviews -> tokens (N, L): BEGIN, the words, END, then PAD."""
+    """Generated reviews -> tokens (N, L): BEGIN, the words, END, PAD. KeyError on any other word."""
     rows = [torch.tensor([BEGIN, *map(TOKENS.__getitem__, text.split()), END]) for text in texts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
@@ -134,11 +135,11 @@ class Block(nn.Module):
 class CausalTransformer(nn.Module):
     """Predicts the next token. Padding is on the right, where no real token sees it."""
 
-    def __init__(self, width=96, depth=3, heads=3, max_length=64):
+    def __init__(self, width=96, depth=3, heads=3, max_length=64):  # in tokens; a review has up to 32
         super().__init__()
         self.token = nn.Embedding(len(TOKENS) + 3, width)
         self.position = nn.Embedding(max_length, width)
-        # Small: drowned in their positions, the words of a review take twice as long to be put together.
+        # At nn.Embedding's own deviation of 1 the positions drown the words: training takes twice as long.
         nn.init.normal_(self.position.weight, std=0.05)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(TOKENS) + 3))
@@ -157,14 +158,15 @@ class CausalTransformer(nn.Module):
         return self.head(self.hidden(tokens)[-1]).transpose(1, 2)
 
     def features(self, tokens):
-        """Tokens (N, L) -> (N, 2 * depth * width): last token and mean, from every block."""
-        return pool(self.hidden(tokens), tokens != PAD)
+        """Tokens (N, L) -> (N, 2 * depth * width): last word and mean, from every block. END, after which
+        nothing was to be predicted, is left out."""
+        return pool(self.hidden(tokens), (tokens != PAD) & (tokens != END))
 
 
 def pool(states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     """States (N, L, width) each, mask (N, L) True on real tokens -> last and mean of each, side by side."""
-    rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
-    weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
+    rows, n = torch.arange(len(mask), device=mask.device), mask.sum(1).clamp(min=1)
+    last, weights = n - 1, (mask / n[:, None])[:, :, None]
     return torch.cat([part for x in states for part in (x[rows, last], (x * weights).sum(1))], dim=1)
 
 
@@ -173,7 +175,7 @@ def pool(states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
 
 def terms(text: str, phrases: bool) -> list[str]:
     """The words of any text, and with `phrases` the pairs of neighbouring words too."""
-    words = re.findall(r"[a-z0-9']+", text.lower())
+    words = re.findall(r"[\w']+", text.lower())
     return words + [f"{a} {b}" for a, b in zip(words, words[1:])] if phrases else words
 
 
@@ -201,8 +203,10 @@ class BagOfWords(nn.Module):
     def encode(self, texts: list[str]) -> torch.Tensor:
         """Texts -> numbers of their known terms (N, L), padded with 0."""
         known = self.vocabulary
-        rows = [torch.tensor([known[t] for t in terms(text, self.phrases) if t in known]) for text in texts]
-        return nn.utils.rnn.pad_sequence([row.int() for row in rows], batch_first=True)
+        rows = [[known[term] for term in terms(text, self.phrases) if term in known] for text in texts]
+        # One very long text would pad all others to its length.
+        rows = [torch.tensor(row[-2000:], dtype=torch.int32) for row in rows]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def forward(self, x):
         return self.bag(x.flatten(0, 1)).view(-1, 2) if self.pairs else self.bag(x)
@@ -213,9 +217,9 @@ def bag_features(texts: list[str], unlabelled: list[str], size: int = 1000) -> t
     known = vocabulary(unlabelled, False, size)
     counts = torch.zeros(len(texts), len(known) + 1)
     for row, each in zip(counts, texts):
-        for term, n in Counter(terms(each, False)).items():
-            row[known.get(term, 0)] = n
-    return counts[:, 1:].log1p()
+        for term in terms(each, False):
+            row[known.get(term, 0)] += 1
+    return counts[:, 1:].log1p()  # without column 0, the unknown words
 
 
 # -------------------------------------------------------------------------------- any Hugging Face text model
@@ -224,20 +228,21 @@ def bag_features(texts: list[str], unlabelled: list[str], size: int = 1000) -> t
 @torch.no_grad()
 def pretrained_features(name: str, texts: list[str], device: str, batch_size: int = 16) -> torch.Tensor:
     """N texts, read by a Hugging Face encoder or causal model (name or folder) -> (N, 4 * width): last token
-    and mean, of the middle and of the last layer. Long texts keep their last 512 tokens."""
-    from tqdm import tqdm
+    and mean, of the middle and of the last layer. Texts keep their last 512 tokens,
+    or what the model takes."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    model = AutoModel.from_pretrained(name, dtype=dtype).to(device).eval()
+    model = AutoModel.from_pretrained(name).to(device, dtype).eval()
+    longest = min(512, tokenizer.model_max_length)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike in length: little padding
     features = [None] * len(texts)
     for start in tqdm(range(0, len(texts), batch_size), desc=f"reading with {name}", disable=None):
         chosen = order[start : start + batch_size]
         tokens = tokenizer(
-            [texts[i] for i in chosen], return_tensors="pt", padding=True, truncation=True, max_length=512
+            [texts[i] for i in chosen], return_tensors="pt", padding=True, truncation=True, max_length=longest
         ).to(device)
         states = model(**tokens, output_hidden_states=True).hidden_states
         pooled = pool([states[len(states) // 2].float(), states[-1].float()], tokens["attention_mask"].bool())

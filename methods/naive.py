@@ -21,7 +21,7 @@ are standardised here.
 
     python methods/naive.py --task glyphs-shift
 
-student .784, PGR .52 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
+student .928, PGR .85 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def naive_loss(student_logits: torch.Tensor, weak_probs: torch.Tensor) -> torch.
 def train_student(*, student, x, weak_probs, labels, epochs, lr, batch_size, seed) -> None:
     """Trains S students in place, student s on weak_probs[:, s]: Adam, cosine to 0 over all steps.
 
-    x (N, D); weak_probs (N, S, C); labels (N,) of a task that hands them out, or None.
+    x (N, D), of pairs (N, 2, D); weak_probs (N, S, C); labels (N,) of a task that hands them out, or None.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(student.parameters(), lr=lr)
@@ -151,6 +151,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
     return {
         "method": Path(__file__).stem,
         "task": data.row_name(task),
+        "data": flags["data_dir"] and data.fingerprint(Path(flags["data_dir"])),
         "seed": seed,
         "supervision": supervision,
         "torch": torch.__version__,

@@ -23,6 +23,7 @@ def make_row(
         "code": models.code_hash(ROOT / "methods" / f"{method}.py"),
         "flags": {"lr": 0.1, "own": 1},
         "kind": "image",
+        "encoder": "e",
         "weak_confidence": [0.5, 0.5, 0.5],
         "weak_models": ["a", "b", "c"],
         "weak": list(weak),
@@ -76,10 +77,10 @@ def test_t_quantiles_against_the_density():
 
 def test_tables_by_hand(rows):
     text = summarize.tables(summarize.read(write(rows)))
-    assert "| task | weak models (a, b, c) | naive | ensemble | RAVEN | ceiling |" in text
+    assert "| task | features | weak models (a, b, c) | naive | ensemble | RAVEN | ceiling |" in text
     # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
     weak = "50.0 ±0.0, 60.0 ±0.0, 70.0 ±0.0"
-    assert f"| glyphs (n = 3) | {weak} | 72.0 ±5.0 / 40 ±17 | 75.0 ±0.0 / 50 ±0 | 81.0" in text
+    assert f"| glyphs (n = 3) | e | {weak} | 72.0 ±5.0 / 40 ±17 | 75.0 ±0.0 / 50 ±0 | 81.0" in text
     assert text.count("| 90.0 ±0.0 |") == 1
     # seed by seed: .10 .06 .11 -> 9.0 ± 4.303 * 2.6458 / sqrt(3)
     assert "+9.0 ±6.6 / +30 ±22" in text

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+import sys
 import time
 
 import pytest
@@ -77,7 +78,7 @@ def test_generated_splits(name):
     """Sizes, domains, balance, the same again at the same seed, and no text on two sides."""
     task = data.load(name, seed=1)
     splits = [task.weak_train, task.strong_train, task.val, task.test]
-    assert [len(split.y) for split in splits] == [400, 7000, 1000, 2000]
+    assert [len(split.y) for split in splits] == [200, 7000, 1000, 2000]
     assert (task.kind, task.num_classes) == ("preference" if "preferences" in name else "text", 2)
     source, target = (
         {product for place in places for product in text.DOMAINS[place].products}
@@ -242,7 +243,7 @@ def test_each_text_keeps_its_place(name, monkeypatch):
 
     monkeypatch.setattr(models, "text_weak_models", spy)
     monkeypatch.setattr(
-        models, "text_features", lambda encoder, texts, *_: torch.tensor([[len(t)] for t in texts])
+        models, "transformer_features", lambda texts, *_: torch.tensor([[len(t)] for t in texts])
     )
     task_as_supervised = models.label_and_encode(name, 0, None, "cpu", 10, None)
     assert len(seen) == 1 and seen[0].x == task.weak_train.x
@@ -282,6 +283,7 @@ def reviews(domain, n=60):
 
 @pytest.fixture
 def amazon(tmp_path):
+    pytest.importorskip("datasets")
     write(tmp_path / "files" / "books.jsonl", reviews("books"))
     write(tmp_path / "files" / "kitchen.jsonl.gz", reviews("kitchen"), compress=True)
     return tmp_path / "files"
@@ -294,6 +296,7 @@ def dialogue(prompt, answer):
 @pytest.fixture
 def dialogues(tmp_path):
     """Four pairs for each of 50 first human turns; two turns of the source are the target's too."""
+    pytest.importorskip("datasets")
     for domain, turns in (("helpful-base", range(48, 100)), ("harmless-base", range(50))):
         rows = [
             {
@@ -378,7 +381,7 @@ def test_a_bad_line_is_named(amazon, line, message):
     [
         ([GOOD] * 20, r"labels \[1\]"),
         ([], "books.jsonl"),
-        (["\xff\xfe"], "line 1"),
+        (["{}"], "line 1: no field 'text'"),
     ],
 )
 def test_a_bad_file_is_named(amazon, content, message):
@@ -388,6 +391,10 @@ def test_a_bad_file_is_named(amazon, content, message):
 
 
 def test_other_bad_files(amazon, dialogues):
+    for raw, fault in ((b"\xff\xfe\x80", "line 2"), (b"\xc3", "line 2")):
+        (amazon / "books.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n" + raw)
+        with pytest.raises(data.InputError, match=fault):
+            data.load("amazon-books-kitchen", 0, str(amazon))
     (amazon / "books.jsonl").unlink()
     whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in reviews("books", 5000)))
     for damaged in (whole[: len(whole) // 2], b"no gzip"):
@@ -395,6 +402,9 @@ def test_other_bad_files(amazon, dialogues):
         with pytest.raises(data.InputError, match="books.jsonl.gz") as error:
             data.load("amazon-books-kitchen", 0, str(amazon))
         assert "\n" not in str(error.value)
+    write(amazon / "books.jsonl", [{"text": f"{i}", "label": i % 3} for i in range(30)])
+    with pytest.raises(data.InputError, match="different labels"):
+        data.load("amazon-books-kitchen", 0, str(amazon))
     write(amazon / "books.jsonl", reviews("books", 4))
     write(amazon / "kitchen.jsonl", reviews("kitchen", 4))
     with pytest.raises(data.InputError, match="too few"):
@@ -405,7 +415,7 @@ def test_other_bad_files(amazon, dialogues):
 
 
 def test_without_datasets_it_is_asked_for(amazon, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(data.InputError, match="pip install datasets"):
         data.load("amazon-books-kitchen", 0, str(amazon))
 
