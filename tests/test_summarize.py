@@ -147,6 +147,30 @@ def test_publishing(rows, monkeypatch, capsys):
     assert len(models.read_rows(results / "rows.jsonl")) == 18
 
 
+def test_kinds_have_tables_of_their_own(rows, monkeypatch):
+    """Images, text, preferences in this order, each with its own weak models and the columns that it has."""
+
+    def moved(kind, task, names, rows):
+        return [row | {"kind": kind, "task": task, "weak_models": names, "encoder": kind} for row in rows]
+
+    preferences = moved("preference", "preferences", ["p", "q", "r"], rows[:6])  # without RAVEN
+    reviews = moved("text", "reviews", ["u", "v", "w"], rows) + moved(
+        "text", "amazon-a-b", ["u", "v", "w"], rows
+    )
+    table = summarize.read(write(preferences + reviews + rows))
+    assert list(table) == ["glyphs", "reviews", "amazon-a-b", "preferences"]
+    scores = summarize.tables(table).split("Paired differences")[0]
+    kinds = [scores.index(f"\n{kind}:\n") for kind in ("Images", "Text", "Preferences")]
+    assert kinds == sorted(kinds)
+    for kind, names in (("Text", "u, v, w"), ("Preferences", "p, q, r")):
+        part = scores[scores.index(f"\n{kind}:") :].split("\n\n")[1]
+        assert f"weak models ({names})" in part and ("RAVEN" in part) == (kind == "Text")
+        assert ("reviews" in part) == (kind == "Text") and "glyphs" not in part
+    assert "| reviews (n = 3) | text |" in scores
+    summarize.draw(table, data.Path("runs"))
+    assert data.Path("runs/weights.png").exists()
+
+
 def test_nothing_to_summarize_is_one_clear_line():
     with pytest.raises(data.InputError, match="no row"):
         summarize.main(["runs"])

@@ -4,11 +4,13 @@ import gzip
 import json
 import random
 import re
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from conftest import ROOT
 
 import data
 import models
@@ -60,6 +62,16 @@ def test_domains_share_words_have_their_own_and_disagree_about_some():
     target = {word for name in text.TARGET for word in text.DOMAINS[name].blame}
     assert len(source & target) >= 3
     assert not set(text.SOURCE) & set(text.TARGET)
+
+
+def test_either_review_of_a_pair_may_stand_first():
+    """The two verdicts are exchangeable, whatever they are."""
+    rng = random.Random(0)
+    verdicts = [tuple(map(read, text.pair(text.SOURCE, rng)[0])) for _ in range(4000)]
+    common_first = sum(abs(a) > abs(b) for a, b in verdicts)
+    rare_first = sum(abs(a) < abs(b) for a, b in verdicts)
+    assert abs(common_first - rare_first) < 4 * (common_first + rare_first) ** 0.5
+    assert all(a != b for a, b in verdicts)
 
 
 def test_twenty_thousand_reviews_take_a_few_seconds():
@@ -146,6 +158,12 @@ def test_padding_changes_neither_logits_nor_features(transformer, tokens):
     torch.testing.assert_close(transformer.features(tokens), one_by_one)
 
 
+def test_features_end_with_the_last_word(transformer, tokens):
+    """END, whose own embedding is never trained, does not count."""
+    without_end = tokens.masked_fill(tokens == text.END, text.PAD)
+    torch.testing.assert_close(transformer.features(without_end), transformer.features(tokens))
+
+
 def test_pool_by_hand():
     x = torch.arange(12.0).view(2, 3, 2)  # rows (0 1, 2 3, 4 5) and (6 7, 8 9, 10 11)
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -157,7 +175,7 @@ def test_pretraining_sees_all_domains_and_learns_to_predict(monkeypatch):
     seen = []
     encode = text.encode
     monkeypatch.setattr(text, "encode", lambda texts: seen.extend(texts) or encode(texts))
-    weights = models.pretrain_transformer(steps=40, device="cpu")
+    weights = models.pretrain_transformer(steps=25, device="cpu")
     assert {review.split()[0] for review in seen} == {p for d in text.DOMAINS.values() for p in d.products}
     model = text.CausalTransformer()
     held_out = encode([text.review(list(text.DOMAINS), random.Random(5))[0] for _ in range(50)])
@@ -177,6 +195,7 @@ def test_pretraining_sees_all_domains_and_learns_to_predict(monkeypatch):
 
 def test_terms_and_vocabulary_by_hand():
     assert text.terms("It's GOOD, not bad!", False) == ["it's", "good", "not", "bad"]
+    assert text.terms("Très bon", False) == ["très", "bon"]
     assert text.terms("not so bad", True) == ["not", "so", "bad", "not so", "so bad"]
     texts = ["a a a b", "a b c", "b d", "b"]
     assert text.vocabulary(texts, False, size=9) == {"b": 1, "a": 2}  # c and d occur in one text only
@@ -187,7 +206,7 @@ def test_a_class_is_the_mean_and_a_reward_the_sum_of_known_terms():
     texts = ["good plot", "bad plot", "good bad", "plot"]
     for pairs, outputs in ((False, 3), (True, 1)):
         model = text.BagOfWords(texts, False, num_classes=3 if not pairs else 2, pairs=pairs)
-        weight = torch.randn(len(model.vocabulary) + 1, outputs)
+        weight = torch.randn(len(model.vocabulary) + 1, outputs, generator=torch.Generator().manual_seed(0))
         model.bag.weight.data.copy_(weight)
         good, bad, plot = (weight[model.vocabulary[word]] for word in ("good", "bad", "plot"))
         ids = model.encode(["good unheard plot", "bad", "", "plot plot bad"])
@@ -324,9 +343,12 @@ def test_amazon(amazon):
 
 
 def test_a_text_that_stands_twice_is_on_one_side(amazon):
-    write(amazon / "kitchen.jsonl.gz", reviews("kitchen") * 3 + reviews("books")[:2], compress=True)
+    loud = [{**row, "text": row["text"].upper() + "!"} for row in reviews("kitchen")]
+    rows = reviews("kitchen") + reviews("kitchen") + loud + reviews("books")[:2]
+    write(amazon / "kitchen.jsonl.gz", rows, compress=True)
     task = data.load("amazon-books-kitchen", 0, str(amazon))
-    texts = [set(split.x) for split in (task.weak_train, task.strong_train, task.val, task.test)]
+    splits = (task.weak_train, task.strong_train, task.val, task.test)
+    texts = [{" ".join(text.terms(x, False)) for x in split.x} for split in splits]
     assert len(set.union(*texts)) == sum(map(len, texts)) and len(task.weak_train.y) == 58
 
 
@@ -350,6 +372,20 @@ def test_real_text_goes_through_a_method(amazon):
     assert row["ceiling"] == 1 == row["weak"][0]
 
 
+def test_other_data_give_another_row(amazon, monkeypatch):
+    """Also where the folder's name is the same, and relative."""
+    import naive
+
+    monkeypatch.chdir(amazon.parent)
+    monkeypatch.setattr(models, "CACHE", data.Path("cache"))
+    command = "--task amazon-books-kitchen --seeds 0 --epochs 1 --data-dir files".split()
+    [first] = naive.main(command)
+    assert naive.main(command) == [first]
+    write(amazon / "kitchen.jsonl.gz", reviews("kitchen", 90), compress=True)
+    [second] = naive.main(command)
+    assert (first["n_test"], second["n_test"]) == (12, 18)
+
+
 GOOD = {"text": "fine", "label": 1}
 
 
@@ -365,8 +401,8 @@ GOOD = {"text": "fine", "label": 1}
         ({"text": "fine", "label": 1.5}, "line 3: 'label' is no int"),
         ({"text": "fine", "label": True}, "line 3: 'label' is no int"),
         ({"text": ["fine"], "label": 1}, "line 3: 'text' is no str"),
-        ({"text": "fine", "label": 3}, r"labels \[0, 1, 3\]"),
-        ({"text": "fine", "label": -1}, r"labels \[-1, 0, 1\]"),
+        ({"text": "fine", "label": 3}, "labels 0, 1, 3;"),
+        ({"text": "fine", "label": -1}, "labels -1, 0, 1;"),
     ],
 )
 def test_a_bad_line_is_named(amazon, line, message):
@@ -379,7 +415,7 @@ def test_a_bad_line_is_named(amazon, line, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ([GOOD] * 20, r"labels \[1\]"),
+        ([GOOD] * 20, "labels 1;"),
         ([], "books.jsonl"),
         (["{}"], "line 1: no field 'text'"),
     ],
@@ -397,7 +433,8 @@ def test_other_bad_files(amazon, dialogues):
             data.load("amazon-books-kitchen", 0, str(amazon))
     (amazon / "books.jsonl").unlink()
     whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in reviews("books", 5000)))
-    for damaged in (whole[: len(whole) // 2], b"no gzip"):
+    corrupt = whole[:200] + b"damage" + whole[206:]
+    for damaged in (whole[: len(whole) // 2], corrupt, b"no gzip"):
         (amazon / "books.jsonl.gz").write_bytes(damaged)
         with pytest.raises(data.InputError, match="books.jsonl.gz") as error:
             data.load("amazon-books-kitchen", 0, str(amazon))
@@ -409,9 +446,42 @@ def test_other_bad_files(amazon, dialogues):
     write(amazon / "kitchen.jsonl", reviews("kitchen", 4))
     with pytest.raises(data.InputError, match="too few"):
         data.load("amazon-books-kitchen", 0, str(amazon))
+    kitchen = [{"text": f"k {i}", "label": i % 2} for i in range(30)]
+    write(amazon / "kitchen.jsonl", [*kitchen, {"text": "once", "label": 1}])
+    write(amazon / "books.jsonl", [*({"text": f"b {i}", "label": 0} for i in range(30)), kitchen[1]])
+    with pytest.raises(data.InputError, match="one label only"):  # once the shared text is taken out
+        data.load("amazon-books-kitchen", 0, str(amazon))
+    write(amazon / "books.jsonl", [*kitchen, "", "{"])  # an empty line is none, and is counted
+    with pytest.raises(data.InputError, match="line 32: "):
+        data.load("amazon-books-kitchen", 0, str(amazon))
+    write(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a", "rejected": "b"}], compress=True)
+    with pytest.raises(data.InputError, match="without 'Assistant:'"):
+        data.load("hh-helpful-harmless", 0, str(dialogues))
     write(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a"}], compress=True)
     with pytest.raises(data.InputError, match="line 1: no field 'rejected'"):
         data.load("hh-helpful-harmless", 0, str(dialogues))
+
+
+def test_a_script_ends_with_one_line_and_status_2(amazon):
+    write(amazon / "books.jsonl", [GOOD, "{"])
+    command = [
+        sys.executable,
+        ROOT / "methods" / "naive.py",
+        "--task",
+        "amazon-books-kitchen",
+        "--data-dir",
+        amazon,
+    ]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "line 2" in result.stderr
+
+
+def test_texts_without_a_common_word_are_one_clear_line(amazon):
+    for domain in ("books", "kitchen"):
+        (amazon / "kitchen.jsonl.gz").unlink(missing_ok=True)
+        write(amazon / f"{domain}.jsonl", [{"text": f"{domain}{i}", "label": i % 2} for i in range(40)])
+    with pytest.raises(data.InputError, match="no word occurs in two texts"):
+        models.supervise("amazon-books-kitchen", 0, str(amazon), "cpu", 10)
 
 
 def test_without_datasets_it_is_asked_for(amazon, monkeypatch):
@@ -482,7 +552,7 @@ def test_a_pretrained_model_serves_a_method_and_is_read_once(checkpoint, amazon,
 
 def test_an_unknown_model_is_one_clear_line(amazon, monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("no/such-model", str(amazon)):
         with pytest.raises(data.InputError, match="--text-encoder") as error:
             models.supervise(
