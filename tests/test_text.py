@@ -175,7 +175,15 @@ def test_pretraining_sees_all_domains_and_learns_to_predict(monkeypatch):
     seen = []
     encode = text.encode
     monkeypatch.setattr(text, "encode", lambda texts: seen.extend(texts) or encode(texts))
+    fit, trained_on = models.fit, []
+    monkeypatch.setattr(
+        models, "fit", lambda m, x, y, **etc: trained_on.extend((x, y)) or fit(m, x, y, **etc)
+    )
     weights = models.pretrain_transformer(steps=25, device="cpu")
+    x, following = trained_on
+    real = following != -100
+    assert torch.equal(real, (x != text.PAD) & (x != text.END))  # no padding is ever to be predicted
+    assert torch.equal(x[:, 1:][real[:, :-1]], following[:, :-1][real[:, :-1]])
     assert {review.split()[0] for review in seen} == {p for d in text.DOMAINS.values() for p in d.products}
     model = text.CausalTransformer()
     held_out = encode([text.review(list(text.DOMAINS), random.Random(5))[0] for _ in range(50)])
@@ -427,6 +435,9 @@ def test_a_bad_file_is_named(amazon, content, message):
 
 
 def test_other_bad_files(amazon, dialogues):
+    (amazon / "books.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n{\n")
+    with pytest.raises(data.InputError, match="line 2: Expecting"):  # not of the byte order mark
+        data.load("amazon-books-kitchen", 0, str(amazon))
     for raw, fault in ((b"\xff\xfe\x80", "line 2"), (b"\xc3", "line 2")):
         (amazon / "books.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n" + raw)
         with pytest.raises(data.InputError, match=fault):
