@@ -251,7 +251,7 @@ def grid(pyplot, table, width, height):
 
 def draw_accuracy(pyplot, table, color):
     """Figure (a): per task, the students of every method, the weak models and the ceiling; a dot per seed."""
-    figure, panels = grid(pyplot, table, 2.1, 2.2)
+    figure, panels = grid(pyplot, table, 2.2, 2.2)
     names = all_methods(table)
     for task, methods, axis in panels:
         some = any_rows(methods)
@@ -265,7 +265,7 @@ def draw_accuracy(pyplot, table, color):
                 seeds = {"color": color[name], "alpha": 0.4, "markersize": 4}
                 axis.plot(students, [y - 0.25] * len(students), ".", **seeds)
                 axis.errorbar(center, y, xerr=half, fmt="o", color=color[name], markersize=4, capsize=2)
-        axis.set(title=f"{task} (n = {len(some)})", xlabel="test accuracy", ylim=(len(names) - 0.5, -0.7))
+        axis.set(title=task, xlabel=f"test accuracy (n = {len(some)})", ylim=(len(names) - 0.5, -0.7))
         axis.set_yticks(range(len(names)), names)
     figure.legend([weak, ceiling], ["weak models", "ceiling"], loc="outside lower center", ncols=2)
     return figure
@@ -286,7 +286,7 @@ def draw_weights(pyplot, table):
             center, half = interval([confidences[m] for confidences in values(rows, "weak_confidence")])
             style = {"fmt": "D", "color": "black", "markersize": 3, "capsize": 2}
             confidence = right.errorbar(m, center, yerr=half, **style)
-        axis.set(title=f"{task} (n = {len(rows)})", xlabel="epoch", ylim=(-0.03, 1.03))
+        axis.set(title=task, xlabel=f"epoch (n = {len(rows)})", ylim=(-0.03, 1.03))
         right.set_xticks(range(len(names)), names, rotation=90)
         right.tick_params(axis="y", labelleft=False)
     key = [pyplot.Rectangle((0, 0), 1, 1, color="#999999"), confidence]
