@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Every method on its default tasks, which need no download, then the tables and figures (in OUT, default runs/).
-# Rows that are there already are not computed again.
+# ./run_all.sh            every method on its default tasks, which need no download, then the tables and figures
+# ./run_all.sh alignment  the same for methods/raven_dpo.py, which trains policies
+# All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
+case "${1:-}" in "" | alignment) ;; *) echo "run_all.sh: nothing, or alignment, not $1" >&2; exit 2 ;; esac
 source ./setup.sh
 out=${OUT:-runs}
 
@@ -11,7 +13,14 @@ run() {
     "$PYTHON" "$@" --out "$out" >/dev/null # the rows also go to $out
 }
 
+if [ "${1:-}" = alignment ]; then
+    for supervision in one mean gold raven "raven --weight-lr 0" "raven --form code"; do
+        run methods/raven_dpo.py --supervision $supervision
+    done
+    exec "$PYTHON" summarize_alignment.py "$out"
+fi
 for method in methods/*.py; do
+    if [ "$method" = methods/raven_dpo.py ]; then continue; fi
     supervisions=("")
     # Methods that learn from one weak model also run on the mean of all, which RAVEN sees too.
     if grep -q '"--supervision"' "$method"; then supervisions=("--supervision=each" "--supervision=mean"); fi

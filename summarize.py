@@ -47,6 +47,7 @@ def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
     code than the present, and rows with other flags than the latest one of the same task and method. Raises
     InputError where the methods of a task were not run alike."""
     rows = [row for path in sorted(folder.glob("*.jsonl")) for row in models.read_rows(path)]
+    rows = [row for row in rows if row.get("kind") != "policy"]  # summarize_alignment.py reads these
     latest = {(row["task"], method(row)): setting(row) for row in rows if is_current(row)}
     kept = [row for row in rows if latest.get((row["task"], method(row))) == setting(row)]
     if len(kept) < len(rows):

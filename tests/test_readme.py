@@ -26,7 +26,8 @@ def commands():
 def test_there_are_commands():
     text = "\n".join(commands())
     assert len(commands()) > 10
-    for name in ["./run_all.sh", "./run_tests.sh", "summarize.py --publish", *METHODS]:
+    scripts = ["./run_all.sh alignment", "./run_tests.sh", "summarize.py --publish", "raven_dpo"]
+    for name in [*scripts, *METHODS]:
         assert name in text
 
 
@@ -36,7 +37,7 @@ def test_every_command_is_understood(command, monkeypatch):
     if words[0].startswith("./"):
         assert (ROOT / words[0]).stat().st_mode & 0o111
         arguments = words[1:]
-        assert not arguments or words[0] == "./run_tests.sh"
+        assert words[0] == "./run_tests.sh" or arguments in ([], ["alignment"])
         return
     if words == ["source", ".venv/bin/activate"]:
         return
@@ -51,9 +52,16 @@ def test_tables_are_the_published_ones():
     assert tables == (ROOT / "results" / "tables.md").read_text() and len(tables.splitlines()) > 10
 
 
+def test_the_alignment_table_is_the_published_one():
+    table = README.split("<!-- alignment -->\n")[1].split("<!-- end of alignment -->")[0]
+    report = (ROOT / "results" / "alignment.md").read_text()
+    assert report.startswith(table + "\n") and table.count("|") > 50 and "before [" in report
+
+
 def test_links_and_figures_exist():
     targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert {"results/accuracy.png", "results/weights.png", "results/severity.png"} <= set(targets)
+    figures = ("accuracy", "weights", "severity", "alignment")
+    assert {f"results/{figure}.png" for figure in figures} <= set(targets)
     for target in targets:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
@@ -74,7 +82,5 @@ def test_the_python_example_writes_a_file_that_every_method_reads(npz, monkeypat
 
 def test_flags_in_the_text_exist():
     flags = set(re.findall(r"`(--[a-z-]+)", README))
-    parsers = [importlib.import_module(method) for method in METHODS]
-    sources = "".join((ROOT / "methods" / f"{module.__name__}.py").read_text() for module in parsers)
-    sources += (ROOT / "summarize.py").read_text()
+    sources = "".join(path.read_text() for path in [*ROOT.glob("methods/*.py"), ROOT / "summarize.py"])
     assert flags and all(f'"{flag}"' in sources for flag in flags), flags

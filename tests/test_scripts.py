@@ -104,6 +104,17 @@ def test_run_all_runs_every_method_once_per_supervision_and_summarizes(folder):
     assert calls[-1].endswith("summarize.py elsewhere")
 
 
+def test_run_all_alignment_trains_a_policy_on_each_kind_of_preferences(folder):
+    result, calls = call(folder, "run_all.sh", "alignment", OUT="elsewhere")
+    assert result.returncode == 0, result.stderr
+    runs = [line.split("methods/raven_dpo.py ")[1] for line in calls if "methods/" in line]
+    flags = ["one", "mean", "gold", "raven", "raven --weight-lr 0", "raven --form code"]
+    assert runs == [f"--supervision {each} --out elsewhere" for each in flags]
+    assert calls[-1].endswith("summarize_alignment.py elsewhere")
+    result, calls = call(folder, "run_all.sh", "alignement")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and not calls
+
+
 def test_scripts_are_executable_and_ci_runs_the_tests():
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec ./run_tests.sh"
     for script in ("run_all.sh", "run_tests.sh", ".ci/run"):

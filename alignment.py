@@ -1,0 +1,368 @@
+"""Alignment: policies that write responses, reward models that compare them, and what is true.
+
+    prepare(task, seed, ...) -> Alignment
+
+    reviews-dpo           The transformer of text.py writes reviews of phones, kitchenware and hotels; its
+                          reward models know books, films and games. The truth: favourable, well-formed.
+    hh-helpful-harmless   Any Hugging Face causal model, the preferences of HH-RLHF; its reward models know
+                          helpfulness. The truth: harmlessness, as far as labelled pairs teach it.
+
+A policy is a module with tokens (N, L) -> logits (N, L, vocabulary), and the methods `prompt_ids`, `write`
+and `decode`. Sequences are padded on the right, where no real token of a causal model sees it, and `response`
+marks the tokens that are the policy's own: padding never counts.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+import data
+import models
+import text
+
+TASKS = ["reviews-dpo", "hh-helpful-harmless"]
+NUM_TEST, NUM_VAL = 600, 280  # prompts; of reviews-dpo 2,000 are left for training
+SOURCE_PAIRS = 200  # of its own domain, labelled, for each reward model of reviews-dpo
+TEST_SEEDS = {"before": 1, "after": 2}  # of sampling, the same in every run
+
+
+class Sequences(NamedTuple):
+    """Prompts with their responses: (N, L) each, (N, 2, L) for pairs of responses."""
+
+    tokens: torch.Tensor  # int64
+    response: torch.Tensor  # bool: True on the response and the end-of-text token after it
+
+
+class Alignment(NamedTuple):
+    """A policy, pairs of responses in the target domain, and who judges them."""
+
+    policy: nn.Module  # before training
+    pairs: Sequences  # (N, 2, L)
+    rewards: torch.Tensor  # (N, 2, M), by M reward models
+    gold: torch.Tensor  # (N, 2), the truth
+    reward_models: list[str]  # their M names
+    prompts: dict[str, list[str]]  # held out: "val" and "test"
+    judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,) bool
+
+
+def prepare(task: str, seed: int, data_dir, device, encoder_steps: int, policy: str | None) -> Alignment:
+    """The seed draws the pairs and what the reward models learn from. Raises data.InputError."""
+    if task == "reviews-dpo":
+        if policy or data_dir:
+            raise data.InputError("reviews-dpo has a policy of its own and no files")
+        return reviews(seed, device, encoder_steps)
+    if not policy:
+        raise data.InputError(f"{task} needs a Hugging Face causal model: --policy NAME or folder")
+    return dialogues(seed, data_dir, device, locate(policy))
+
+
+def locate(policy: str) -> str:
+    """A folder by its whole path, any other name as it is."""
+    return str(Path(policy).resolve()) if Path(policy).is_dir() else policy
+
+
+def code_hash(method_file: str | Path) -> str:
+    """Names the code that a row comes from, this file among it."""
+    return f"{models.code_hash(method_file)}-{models.code_hash(__file__)}"
+
+
+# ------------------------------------------------------------------------------------------------- sequences
+
+
+def collate(prompts: list[list[int]], responses: list[list[int]]) -> Sequences:
+    """N prompts and N responses as token numbers -> padded on the right with 0."""
+    rows = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses)]
+    masks = [torch.arange(len(row)) >= len(prompt) for row, prompt in zip(rows, prompts)]
+    pad = nn.utils.rnn.pad_sequence
+    return Sequences(pad(rows, batch_first=True), pad(masks, batch_first=True))
+
+
+@torch.no_grad()
+def sample(policy: nn.Module, prompts: list[str], seed: int) -> Sequences:
+    """A response to each of N prompts, at temperature 1; the seed fixes them."""
+    ids, responses = [policy.prompt_ids(prompt) for prompt in prompts], []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in tqdm(range(0, len(ids), policy.write_batch), "sampling", disable=None, leave=False):
+            responses += policy.write(ids[start : start + policy.write_batch])
+    return collate(ids, responses)
+
+
+def texts(policy: nn.Module, sequences: Sequences) -> list[str]:
+    """The N responses in words."""
+    return [policy.decode(row[own].tolist()) for row, own in zip(sequences.tokens, sequences.response)]
+
+
+# ----------------------------------------------------------------------------- reviews: prompts, gold reward
+
+PLACES = {product: name for name, place in text.DOMAINS.items() for product in place.products}
+JOINT, STATEMENT = r" (,|and|but) ", rf"(?:({'|'.join(text.NEGATIONS)}) )?(\w+) (\w+)"
+
+
+def prompts(domains: list[str]) -> list[str]:
+    """Every product, aspect and (favourable) wish: "kettle lid solid :", "kettle lid not leaky :"."""
+    found = []
+    for place in map(text.DOMAINS.get, domains):
+        wishes = place.praise + text.PRAISE
+        wishes += [f"{no} {word}" for no in text.NEGATIONS for word in place.blame + text.BLAME]
+        found += [f"{p} {a} {wish} :" for p in place.products for a in place.aspects for wish in wishes]
+    return found
+
+
+def target_prompts() -> dict[str, list[str]]:
+    """All prompts of the target domains in three parts, the same ones for all seeds."""
+    found = prompts(text.TARGET)
+    random.Random("prompts").shuffle(found)
+    parts = {"test": found[:NUM_TEST], "val": found[NUM_TEST:][:NUM_VAL]}
+    return parts | {"train": found[NUM_TEST + NUM_VAL :]}
+
+
+def written(prompt: str, rng: random.Random) -> str:
+    """A review by the generator, in any mood, whose first statement is on the asked aspect."""
+    product, aspect, *_ = prompt.split()
+    while True:
+        response = text.review([PLACES[product]], rng)[0].split(" : ")[1]
+        if re.split(JOINT, response)[0].endswith(f" {aspect}"):
+            return response
+
+
+def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
+    """How favourable the response is, in [-1, 1], and whether it is well-formed: one `written` might return.
+
+    A statement counts 1 if it is well-formed and in favour of the product, else -1, and the reward is their
+    mean, over seven at least. A well-formed statement is about an aspect of the product, the first about the
+    asked one, in words of its domain, and "and" or "but" before it are in their place.
+    """
+    product, asked, *_ = prompt.split()
+    place = text.DOMAINS[PLACES[product]]
+    praise, blame = place.praise + text.PRAISE, place.blame + text.BLAME
+    first, *others = re.split(JOINT, response.removesuffix(" ."))
+    minds, sound = [], []
+    for joint, part in [(None, first), *zip(others[::2], others[1::2])]:
+        match = re.fullmatch(STATEMENT, part)
+        negation, word, aspect = match.groups() if match else (None, None, None)
+        minds.append((word in praise) != bool(negation) if word in praise + blame else None)
+        right_aspect = aspect in place.aspects if joint else aspect == asked
+        free = joint in (None, ",") or minds[-2] is None  # nothing to be joined to
+        right_joint = free or (joint == "and") == (minds[-1] == minds[-2])
+        sound.append(minds[-1] is not None and right_aspect and right_joint)
+    sound[-1] = sound[-1] and response.endswith(" .")
+    points = [1 if mind and good else -1 for mind, good in zip(minds, sound)]
+    return sum(points) / max(len(points), text.STATEMENTS), len(points) == text.STATEMENTS and all(sound)
+
+
+def judge_reviews(prompts: list[str], responses: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    rewards, well_formed = zip(*map(gold_reward, prompts, responses))
+    return torch.tensor(rewards), torch.tensor(well_formed)
+
+
+# ------------------------------------------------------------------------------------- reviews: the policy
+
+
+class ReviewPolicy(nn.Module):
+    """The causal transformer of text.py."""
+
+    read_batch, write_batch = 300, 600  # sequences at a time
+    longest = 40  # tokens of a response; a well-formed one has up to 29
+
+    def __init__(self):
+        super().__init__()
+        self.network = text.CausalTransformer()
+
+    def forward(self, tokens):
+        return self.network(tokens).transpose(1, 2)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        return [text.BEGIN, *map(text.TOKENS.__getitem__, prompt.split())]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(text.WORDS[i - 3] if i > text.END else "?" for i in ids if i != text.END)
+
+    def write(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Samples token by token. Keys and values of the past are kept: the same logits as `forward`'s."""
+        prompt = collate(prompts, [[]] * len(prompts)).tokens.to(self.network.position.weight.device)
+        given, ended = F.pad(prompt, (0, self.longest)), prompt[:, 0] == text.END
+        tokens, past = [prompt[:, 0]], [[] for _ in self.network.blocks]
+        for position in range(1, given.shape[1]):
+            logits = self.next(tokens[-1], position - 1, past)
+            drawn = torch.multinomial(logits.softmax(-1), 1)[:, 0].masked_fill(ended, text.PAD)
+            inside = given[:, position] != text.PAD  # where a longer prompt is still being read
+            tokens.append(torch.where(inside, given[:, position], drawn))
+            ended = ended | (tokens[-1] == text.END)
+            if ended.all():
+                break
+        rows = torch.stack(tokens, 1).tolist()
+        rows = [row[len(own) :][: self.longest] for row, own in zip(rows, prompts)]
+        return [row[: row.index(text.END) + 1] if text.END in row else row for row in rows]
+
+    def next(self, tokens, position, past):
+        """One token each (N,), and the keys and values of those before, to which it adds -> logits (N, V)."""
+        network = self.network
+        x = network.token(tokens) + network.position.weight[position]
+        for block, seen in zip(network.blocks, past):
+            q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, 1, -1)).unbind(1)
+            seen[:] = [k, v] if not seen else [torch.cat(pair, dim=2) for pair in zip(seen, (k, v))]
+            x = x + block.out(F.scaled_dot_product_attention(q, *seen).flatten(1))
+            x = x + block.mlp(block.norm2(x))
+        return network.head(x)
+
+
+def fine_tune(steps: int, device: str, source: str) -> dict[str, torch.Tensor]:
+    """Weights of the policy before alignment: the pretrained transformer, after reading prompts with reviews,
+    of all domains and in any mood, without the held-out prompts. `source` names the code in the cache."""
+    policy, rng = ReviewPolicy().to(device), random.Random("fine-tuning")
+    weights = models.cached("transformer", models.pretrain_transformer, steps=steps, device=device)
+    policy.network.load_state_dict(weights)
+    chosen = rng.choices(prompts(text.SOURCE) + target_prompts()["train"], k=max(1, steps * 3 // 4) * 32)
+    tokens = text.encode([f"{prompt} {written(prompt, rng)}" for prompt in chosen]).to(device)
+    following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
+    recipe = {"epochs": 1, "lr": 3e-3, "batch_size": 32, "seed": 0}
+    models.fit(policy.network, tokens[:, :-1], following, progress="fine-tuning on prompts", **recipe)
+    return policy.state_dict()
+
+
+def reward_model(domain: str, seed: int, device: str) -> Callable:
+    """A bag of words, trained on pairs of reviews of one domain: N responses -> rewards (N,)."""
+    rng, known, pairs, y = random.Random(f"{domain} {seed}"), prompts([domain]), [], []
+    while len(pairs) < SOURCE_PAIRS:
+        prompt = rng.choice(known)
+        pair = written(prompt, rng), written(prompt, rng)
+        a, b = (gold_reward(prompt, response)[0] for response in pair)
+        if a != b:
+            pairs.append(pair)
+            y.append(int(b > a))
+    model = text.BagOfWords(models.flat(pairs), False, 2, pairs=True).to(device)
+    x = models.unflat(model.encode(models.flat(pairs)), True).to(device)
+    models.fit(model, x, torch.tensor(y, device=device), epochs=20, lr=3e-3, batch_size=16, seed=seed)
+    return lambda responses: models.predict(model.bag, model.encode(responses).to(device))[:, 0]
+
+
+def sample_pairs(seed: int, steps: int, device: str, source: str) -> dict[str, torch.Tensor]:
+    """Two responses of the policy to each training prompt, and what the reward models and the truth say."""
+    policy = review_policy(steps, device)
+    both = [prompt for prompt in target_prompts()["train"] for _ in range(2)]
+    sequences = sample(policy, both, seed)
+    responses = texts(policy, sequences)
+    rewards = [reward_model(domain, seed, device)(responses).cpu() for domain in text.SOURCE]
+    gold = judge_reviews(both, responses)[0]
+    found = {"tokens": sequences.tokens, "response": sequences.response, "gold": gold}
+    found["rewards"] = torch.stack(rewards, dim=1)
+    return {key: value.unflatten(0, (-1, 2)) for key, value in found.items()}
+
+
+def review_policy(steps: int, device: str) -> ReviewPolicy:
+    policy, source = ReviewPolicy(), Path(__file__).read_text()
+    policy.load_state_dict(models.cached("policy", fine_tune, steps=steps, device=device, source=source))
+    return policy.to(device).eval()
+
+
+def reviews(seed: int, device: str, steps: int) -> Alignment:
+    source = Path(__file__).read_text()  # names the code that what is cached comes from
+    found = models.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, source=source)
+    found = {key: value.to(device) for key, value in found.items()}
+    pairs = Sequences(found["tokens"], found["response"])
+    judged = pairs, found["rewards"], found["gold"], text.SOURCE
+    return Alignment(review_policy(steps, device), *judged, target_prompts(), judge_reviews)
+
+
+# --------------------------------------------------------------------------- dialogues: any causal model
+
+
+class PretrainedPolicy(nn.Module):
+    """A Hugging Face causal model (name or folder). On CUDA it computes in bfloat16; weights stay float32, as
+    the small steps of alignment would be lost in bfloat16. Dropout stays off."""
+
+    read_batch, write_batch = 8, 64  # sequences at a time
+    longest = 128  # tokens of a response; a prompt keeps its last 256
+
+    def __init__(self, name: str):
+        super().__init__()
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+        self.end = self.tokenizer.eos_token_id
+
+    def forward(self, tokens):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
+            return self.model(tokens).logits.float()
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        return self.tokenizer(prompt)["input_ids"][-256:]
+
+    def response_ids(self, response: str) -> list[int]:
+        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        return [*ids, self.end][: self.longest]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def write(self, prompts: list[list[int]]) -> list[list[int]]:
+        longest, device = max(map(len, prompts)), self.model.device
+        padded = torch.tensor([[self.end] * (longest - len(ids)) + ids for ids in prompts], device=device)
+        real = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        ends = {"max_new_tokens": self.longest, "eos_token_id": self.end, "pad_token_id": self.end}
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            rows = self.model.generate(padded, attention_mask=real, **plain, **ends)[:, longest:].tolist()
+        return [row[: row.index(self.end) + 1] if self.end in row else row for row in rows]
+
+
+def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: str) -> Callable:
+    """M linear Bradley-Terry heads on frozen features. features (N, 2, D) of pairs; M targets (n,), each for
+    the first n pairs -> a function from features (K, D) to rewards (K, M)."""
+    std, mean = torch.std_mean(features.flatten(0, 1), dim=0)
+    x, heads = ((features - mean) / (std + 1e-6)).to(device), []
+    for y in targets:
+        head = models.LinearHeads(x.shape[-1], 2, 1, pairs=True).to(device)
+        recipe = {"epochs": 20, "lr": 1e-3, "batch_size": 128, "seed": 0}
+        models.fit(nn.Sequential(head, nn.Flatten(1)), x[: len(y)], y.to(device), **recipe)
+        heads.append(head.linear.requires_grad_(False).cpu())
+    return lambda features: torch.cat([head((features - mean) / (std + 1e-6)) for head in heads], dim=1)
+
+
+def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
+    """HH-RLHF. The reward models are heads on the policy's own frozen features, trained on pairs that say
+    which answer is the more helpful: all of them; with 30 % of the labels replaced; a quarter. Another one,
+    trained on the target's true labels, stands for the truth where a response is new."""
+    task = data.load("hh-helpful-harmless", seed, data_dir)
+    try:
+        policy = PretrainedPolicy(name).to(device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise data.InputError(f"cannot use --policy {name}: {reason}") from error
+
+    def features(split):
+        return models.unflat(models.pretrained_features(name, models.flat(split.x), device), True)
+
+    y, own = task.weak_train.y, features(task.strong_train)
+    noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(seed))
+    rewards = reward_heads(features(task.weak_train), [y, noisy, y[: -(-len(y) // 4)]], device)
+    truth = reward_heads(own, [task.strong_train.y], device)
+
+    def parts(dialogue):  # "...\n\nAssistant:" and what follows
+        prompt, _, response = dialogue.rpartition("\n\nAssistant:")
+        return f"{prompt}\n\nAssistant:", response
+
+    def judge(prompts, responses):
+        whole = [prompt + response for prompt, response in zip(prompts, responses)]
+        said = torch.tensor([bool(response.strip()) for response in responses])
+        return truth(text.pretrained_features(name, whole, device))[:, 0], said
+
+    asked, answers = zip(*map(parts, models.flat(task.strong_train.x)))
+    pairs = collate(list(map(policy.prompt_ids, asked)), list(map(policy.response_ids, answers)))
+    pairs = Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs))
+    held_out = {
+        split: list(dict.fromkeys(parts(pair[0])[0] for pair in getattr(task, split).x))[:size]
+        for split, size in (("val", NUM_VAL), ("test", NUM_TEST))
+    }
+    rewards = rewards(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device)
+    gold = F.one_hot(task.strong_train.y, 2).float().to(device)
+    return Alignment(policy, pairs, rewards, gold, ["all", "noisy", "few"], held_out, judge)
