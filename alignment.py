@@ -7,9 +7,10 @@
     hh-helpful-harmless   Any Hugging Face causal model, the preferences of HH-RLHF; its reward models know
                           helpfulness. The truth: harmlessness, as far as labelled pairs teach it.
 
-A policy is a module with tokens (N, L) -> logits (N, L, vocabulary), and the methods `prompt_ids`, `write`
-and `decode`. Sequences are padded on the right, where no real token of a causal model sees it, and `response`
-marks the tokens that are the policy's own: padding never counts.
+A policy is a module with tokens (N, L) -> logits (N, L, vocabulary), the methods `prompt_ids`, `write` and
+`decode`, and `read_batch` and `write_batch`, how many sequences it reads or writes at a time. Sequences are
+padded on the right, where no real token of a causal model sees it, and `response` marks the tokens that are
+the policy's own: padding never counts.
 """
 
 import random
@@ -30,7 +31,8 @@ import text
 TASKS = ["reviews-dpo", "hh-helpful-harmless"]
 NUM_TEST, NUM_VAL = 600, 280  # prompts; of reviews-dpo 2,000 are left for training
 SOURCE_PAIRS = 200  # of its own domain, labelled, for each reward model of reviews-dpo
-TEST_SEEDS = {"before": 1, "after": 2}  # of sampling, the same in every run
+# Of sampling for the scores, the same in every run; far from the seeds of runs, which sample the pairs.
+TEST_SEEDS = {"before": 1_000_001, "after": 1_000_002}
 
 
 class Sequences(NamedTuple):
@@ -50,6 +52,16 @@ class Alignment(NamedTuple):
     reward_models: list[str]  # their M names
     prompts: dict[str, list[str]]  # held out: "val" and "test"
     judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,) bool
+
+
+class Responses(NamedTuple):
+    """N held-out prompts with the responses of a policy."""
+
+    prompts: list[str]
+    texts: list[str]
+    sequences: Sequences
+    gold: torch.Tensor  # (N,)
+    well_formed: torch.Tensor  # (N,) bool
 
 
 def prepare(task: str, seed: int, data_dir, device, encoder_steps: int, policy: str | None) -> Alignment:
@@ -95,6 +107,14 @@ def sample(policy: nn.Module, prompts: list[str], seed: int) -> Sequences:
     return collate(ids, responses)
 
 
+def respond(policy: nn.Module, task: Alignment, split: str, when: str) -> Responses:
+    """What the policy writes for the "val" or "test" prompts, "before" or "after" training, and its worth."""
+    prompts = task.prompts[split]
+    sequences = sample(policy, prompts, TEST_SEEDS[when])
+    responses = texts(policy, sequences)
+    return Responses(prompts, responses, sequences, *task.judge(prompts, responses))
+
+
 def texts(policy: nn.Module, sequences: Sequences) -> list[str]:
     """The N responses in words."""
     return [policy.decode(row[own].tolist()) for row, own in zip(sequences.tokens, sequences.response)]
@@ -106,7 +126,7 @@ PLACES = {product: name for name, place in text.DOMAINS.items() for product in p
 JOINT, STATEMENT = r" (,|and|but) ", rf"(?:({'|'.join(text.NEGATIONS)}) )?(\w+) (\w+)"
 
 
-def prompts(domains: list[str]) -> list[str]:
+def all_prompts(domains: list[str]) -> list[str]:
     """Every product, aspect and (favourable) wish: "kettle lid solid :", "kettle lid not leaky :"."""
     found = []
     for place in map(text.DOMAINS.get, domains):
@@ -118,29 +138,35 @@ def prompts(domains: list[str]) -> list[str]:
 
 def target_prompts() -> dict[str, list[str]]:
     """All prompts of the target domains in three parts, the same ones for all seeds."""
-    found = prompts(text.TARGET)
+    found = all_prompts(text.TARGET)
     random.Random("prompts").shuffle(found)
     parts = {"test": found[:NUM_TEST], "val": found[NUM_TEST:][:NUM_VAL]}
     return parts | {"train": found[NUM_TEST + NUM_VAL :]}
 
 
 def written(prompt: str, rng: random.Random) -> str:
-    """A review by the generator, in any mood, whose first statement is on the asked aspect."""
-    product, aspect, *_ = prompt.split()
-    while True:
-        response = text.review([PLACES[product]], rng)[0].split(" : ")[1]
-        if re.split(JOINT, response)[0].endswith(f" {aspect}"):
-            return response
+    """A review by the generator, in any mood, whose first statement grants the wish or denies it:
+    to "kettle lid not leaky :" it begins with "not leaky lid" or "leaky lid"."""
+    product, aspect, *negation, word, _ = prompt.split()
+    place = text.DOMAINS[PLACES[product]]
+    response = text.review([PLACES[product]], rng)[0].split(" : ")[1]
+    first, joint, others = re.split(JOINT, response, maxsplit=1)
+    refused, said, _ = re.fullmatch(STATEMENT, first).groups()
+    granted = (said in place.praise + text.PRAISE) != bool(refused)
+    if not granted:
+        negation = [] if negation else [rng.choice(text.NEGATIONS)]
+    return " ".join([*negation, word, aspect, joint, others])
 
 
 def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
     """How favourable the response is, in [-1, 1], and whether it is well-formed: one `written` might return.
 
     A statement counts 1 if it is well-formed and in favour of the product, else -1, and the reward is their
-    mean, over seven at least. A well-formed statement is about an aspect of the product, the first about the
-    asked one, in words of its domain, and "and" or "but" before it are in their place.
+    mean, over seven at least. A well-formed statement is on an aspect of the product in a word of its domain,
+    the first on the asked aspect in the word of the wish; "and" or "but" before it is in its place.
     """
-    product, asked, *_ = prompt.split()
+    product, *_, wish, _ = prompt.split()
+    asked = prompt.split()[1]
     place = text.DOMAINS[PLACES[product]]
     praise, blame = place.praise + text.PRAISE, place.blame + text.BLAME
     first, *others = re.split(JOINT, response.removesuffix(" ."))
@@ -149,10 +175,10 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
         match = re.fullmatch(STATEMENT, part)
         negation, word, aspect = match.groups() if match else (None, None, None)
         minds.append((word in praise) != bool(negation) if word in praise + blame else None)
-        right_aspect = aspect in place.aspects if joint else aspect == asked
+        on_topic = aspect in place.aspects if joint else (word, aspect) == (wish, asked)
         free = joint in (None, ",") or minds[-2] is None  # nothing to be joined to
         right_joint = free or (joint == "and") == (minds[-1] == minds[-2])
-        sound.append(minds[-1] is not None and right_aspect and right_joint)
+        sound.append(minds[-1] is not None and on_topic and right_joint)
     sound[-1] = sound[-1] and response.endswith(" .")
     points = [1 if mind and good else -1 for mind, good in zip(minds, sound)]
     return sum(points) / max(len(points), text.STATEMENTS), len(points) == text.STATEMENTS and all(sound)
@@ -188,7 +214,7 @@ class ReviewPolicy(nn.Module):
     def write(self, prompts: list[list[int]]) -> list[list[int]]:
         """Samples token by token. Keys and values of the past are kept: the same logits as `forward`'s."""
         prompt = collate(prompts, [[]] * len(prompts)).tokens.to(self.network.position.weight.device)
-        given, ended = F.pad(prompt, (0, self.longest)), prompt[:, 0] == text.END
+        given, ended = F.pad(prompt, (0, self.longest)), torch.zeros_like(prompt[:, 0], dtype=torch.bool)
         tokens, past = [prompt[:, 0]], [[] for _ in self.network.blocks]
         for position in range(1, given.shape[1]):
             logits = self.next(tokens[-1], position - 1, past)
@@ -220,7 +246,7 @@ def fine_tune(steps: int, device: str, source: str) -> dict[str, torch.Tensor]:
     policy, rng = ReviewPolicy().to(device), random.Random("fine-tuning")
     weights = models.cached("transformer", models.pretrain_transformer, steps=steps, device=device)
     policy.network.load_state_dict(weights)
-    chosen = rng.choices(prompts(text.SOURCE) + target_prompts()["train"], k=max(1, steps * 3 // 4) * 32)
+    chosen = rng.choices(all_prompts(text.SOURCE) + target_prompts()["train"], k=steps * 3 // 2 * 32)
     tokens = text.encode([f"{prompt} {written(prompt, rng)}" for prompt in chosen]).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
     recipe = {"epochs": 1, "lr": 3e-3, "batch_size": 32, "seed": 0}
@@ -230,7 +256,7 @@ def fine_tune(steps: int, device: str, source: str) -> dict[str, torch.Tensor]:
 
 def reward_model(domain: str, seed: int, device: str) -> Callable:
     """A bag of words, trained on pairs of reviews of one domain: N responses -> rewards (N,)."""
-    rng, known, pairs, y = random.Random(f"{domain} {seed}"), prompts([domain]), [], []
+    rng, known, pairs, y = random.Random(f"{domain} {seed}"), all_prompts([domain]), [], []
     while len(pairs) < SOURCE_PAIRS:
         prompt = rng.choice(known)
         pair = written(prompt, rng), written(prompt, rng)
@@ -267,39 +293,58 @@ def reviews(seed: int, device: str, steps: int) -> Alignment:
     source = Path(__file__).read_text()  # names the code that what is cached comes from
     found = models.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, source=source)
     found = {key: value.to(device) for key, value in found.items()}
-    pairs = Sequences(found["tokens"], found["response"])
-    judged = pairs, found["rewards"], found["gold"], text.SOURCE
-    return Alignment(review_policy(steps, device), *judged, target_prompts(), judge_reviews)
+    return Alignment(
+        policy=review_policy(steps, device),
+        pairs=Sequences(found["tokens"], found["response"]),
+        rewards=found["rewards"],
+        gold=found["gold"],
+        reward_models=text.SOURCE,
+        prompts={split: target_prompts()[split] for split in ("val", "test")},
+        judge=judge_reviews,
+    )
 
 
 # --------------------------------------------------------------------------- dialogues: any causal model
 
 
 class PretrainedPolicy(nn.Module):
-    """A Hugging Face causal model (name or folder). On CUDA it computes in bfloat16; weights stay float32, as
-    the small steps of alignment would be lost in bfloat16. Dropout stays off."""
+    """A Hugging Face causal model (name or folder). On CUDA it computes in bfloat16, and log-ratios are right
+    up to its rounding; weights stay float32, or small steps would be lost. Dropout stays off."""
 
-    read_batch, write_batch = 8, 64  # sequences at a time
-    longest = 128  # tokens of a response; a prompt keeps its last 256
+    read_batch, write_batch = 8, 64
+    longest_prompt, longest = 256, 128  # tokens; a prompt keeps its end, a response its beginning
 
     def __init__(self, name: str):
         super().__init__()
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
+        self.model = AutoModelForCausalLM.from_pretrained(name).float().eval()
         self.end = self.tokenizer.eos_token_id
+        if self.end is None:
+            raise ValueError("its tokenizer has no end of text")
+        if (
+            getattr(self.model.config, "max_position_embeddings", 1 << 20)
+            < self.longest_prompt + self.longest
+        ):
+            raise ValueError(f"it reads fewer than {self.longest_prompt + self.longest} tokens")
+        # A checkpoint's own may bring repetition penalties and the like: samples of another distribution.
+        self.model.generation_config = GenerationConfig()
 
     def forward(self, tokens):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
-            return self.model(tokens).logits.float()
+            return self.model(tokens).logits
+
+    def ids(self, words: str, **truncation) -> list[int]:
+        ids = self.tokenizer(words, **truncation)["input_ids"]
+        return ids[:-1] if ids[-1:] == [self.end] else ids  # some tokenizers end every text
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        return self.tokenizer(prompt)["input_ids"][-256:]
+        return self.ids(prompt, truncation=True, max_length=self.longest_prompt)
 
-    def response_ids(self, response: str) -> list[int]:
-        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        return [*ids, self.end][: self.longest]
+    def response_ids(self, prompt: str, response: str) -> list[int]:
+        """Read together with the prompt: a response alone may be cut into other tokens."""
+        return [*self.ids(prompt + response)[len(self.ids(prompt)) :], self.end][: self.longest]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -330,8 +375,12 @@ def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: st
 
 def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
     """HH-RLHF. The reward models are heads on the policy's own frozen features, trained on pairs that say
-    which answer is the more helpful: all of them; with 30 % of the labels replaced; a quarter. Another one,
-    trained on the target's true labels, stands for the truth where a response is new."""
+    which answer is the more helpful: all of them; with 30 % of the labels replaced; a quarter. The pairs to
+    train the policy on are the data set's; the truth about them is its labels. A new response is judged by
+    one more such head, trained on the target's labels: it shares its features, and so their errors, with
+    the reward models. The policy should know how to answer: a base model goes on to write the next
+    question, and only what is before that is judged.
+    """
     task = data.load("hh-helpful-harmless", seed, data_dir)
     try:
         policy = PretrainedPolicy(name).to(device)
@@ -344,7 +393,7 @@ def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
 
     y, own = task.weak_train.y, features(task.strong_train)
     noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(seed))
-    rewards = reward_heads(features(task.weak_train), [y, noisy, y[: -(-len(y) // 4)]], device)
+    reward = reward_heads(features(task.weak_train), [y, noisy, y[: -(-len(y) // 4)]], device)
     truth = reward_heads(own, [task.strong_train.y], device)
 
     def parts(dialogue):  # "...\n\nAssistant:" and what follows
@@ -352,17 +401,24 @@ def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
         return f"{prompt}\n\nAssistant:", response
 
     def judge(prompts, responses):
-        whole = [prompt + response for prompt, response in zip(prompts, responses)]
-        said = torch.tensor([bool(response.strip()) for response in responses])
-        return truth(text.pretrained_features(name, whole, device))[:, 0], said
+        answers = [response.partition("\n\nHuman:")[0].strip() for response in responses]
+        whole = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers)]
+        return truth(text.pretrained_features(name, whole, device))[:, 0], torch.tensor(
+            list(map(bool, answers))
+        )
 
     asked, answers = zip(*map(parts, models.flat(task.strong_train.x)))
-    pairs = collate(list(map(policy.prompt_ids, asked)), list(map(policy.response_ids, answers)))
-    pairs = Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs))
+    pairs = collate(list(map(policy.prompt_ids, asked)), list(map(policy.response_ids, asked, answers)))
     held_out = {
         split: list(dict.fromkeys(parts(pair[0])[0] for pair in getattr(task, split).x))[:size]
         for split, size in (("val", NUM_VAL), ("test", NUM_TEST))
     }
-    rewards = rewards(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device)
-    gold = F.one_hot(task.strong_train.y, 2).float().to(device)
-    return Alignment(policy, pairs, rewards, gold, ["all", "noisy", "few"], held_out, judge)
+    return Alignment(
+        policy=policy,
+        pairs=Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs)),
+        rewards=reward(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device),
+        gold=F.one_hot(task.strong_train.y, 2).float().to(device),
+        reward_models=["all", "noisy", "few"],
+        prompts=held_out,
+        judge=judge,
+    )

@@ -2,9 +2,9 @@
 
 Jeon et al. 2025, "Weak-to-Strong Generalization under Distribution Shifts" (RAVEN), arXiv 2510.21332, third
 demonstration. Weak reward models compare pairs of responses from a domain that none of them knows. The strong
-model is a policy, trained on their preferences by DPO (Rafailov et al. 2023, arXiv 2305.18290): no reward is
-needed while it trains. The weighted mean of the rewards says which response of a pair is preferred, and how
-clearly; how clearly enters the loss, and so the weights descend it together with the policy:
+model is a policy, trained on their preferences by DPO (Rafailov et al. 2023, arXiv 2305.18290): nothing new
+is sampled while it trains. The weighted mean of the rewards says which response of a pair is preferred, and
+how clearly; how clearly enters the loss, and so the weights descend it together with the policy:
 
     r(y) = sum_m theta_m r_m(y)            the response with the larger r is the chosen one, y_c
     b_c = sigmoid(r(y_c) - r(y_r)),    b_r = 1 - b_c
@@ -25,15 +25,17 @@ What moves the weights: with m the argument of the sigmoid in Eq. 24 and D_j = r
 
     dL/dtheta_j = mean_i -sigmoid(-m) (l_c + l_r) b_c b_r D_j
 
-which is zero at the start. In DPO both log-ratios often fall; where l_c + l_r < 0, weight moves *away* from
-the reward models that are clearest about the choice. Nothing in this asks who is right.
+which is zero where policy = reference. In DPO both log-ratios often fall; where l_c + l_r < 0, weight moves
+*away* from the reward models that are clearest about the choice. Nothing in this asks who is right.
 
 Differences from the paper and its code:
-- The code has -log sigmoid(b_c (l_c - l_r)): `--form code`. Eq. 24 is the default.
+- The code has -log sigmoid(b_c (l_c - l_r)): `--form code`. In dL/dtheta l_c - l_r then stands for l_c + l_r,
+  and weight moves *towards* the clearest. Eq. 24 is the default.
 - The easy phase is a share of the steps, not of the epochs, which are few.
 - Beside it: plain DPO on the preferences of one reward model, of the mean of all, of the truth (the ceiling).
 - A transformer of 0.4 million parameters on generated reviews, where the truth is known; `--policy` takes any
   Hugging Face causal model.
+As in the paper, rewards are not normalised: a reward model with a larger scale has more say, and more pull.
 
     python methods/raven_dpo.py --supervision raven
 
@@ -61,22 +63,29 @@ import data
 import models
 
 
+def own_logits(logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """Logits (N, L, V), response bool (N, L), never True at 0 -> those that predict its K tokens, (K, V), in
+    float32 at least. Prompt and padding are gone from here on."""
+    own = logits[:, :-1][response[:, 1:]]
+    return own.to(torch.promote_types(own.dtype, torch.float32))
+
+
 def response_log_probs(logits: torch.Tensor, tokens: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """log pi(response | prompt), in nats, summed over the response's tokens.
 
-    logits (N, L, V) of what follows each token; tokens (N, L); response bool (N, L), never True at 0 -> (N,).
+    logits (N, L, V) of what follows each token; tokens (N, L); response bool (N, L) -> (N,).
     """
-    log_probs = -F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-    return torch.where(response[:, 1:], log_probs, 0).sum(1)
+    log_probs = -F.cross_entropy(own_logits(logits, response), tokens[response], reduction="none")
+    return log_probs.new_zeros(response.shape).masked_scatter(response, log_probs).sum(1)
 
 
 def token_kl(logits: torch.Tensor, reference_logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """KL(pi || ref) of the next token, in nats, summed over the tokens of responses that pi has sampled.
+    """KL(pi || ref) of the next token, in nats, at each of the K tokens of responses that pi has written.
 
-    logits of pi and of ref (N, L, V), response bool (N, L) -> (N,).
+    logits of pi and of ref (N, L, V), response bool (N, L) -> (K,).
     """
-    log_p, log_q = logits[:, :-1].log_softmax(-1), reference_logits[:, :-1].log_softmax(-1)
-    return torch.where(response[:, 1:], (log_p.exp() * (log_p - log_q)).sum(-1), 0).sum(1)
+    log_p, log_q = (own_logits(each, response).log_softmax(-1) for each in (logits, reference_logits))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def unanimous(rewards: torch.Tensor) -> torch.Tensor:
@@ -85,10 +94,10 @@ def unanimous(rewards: torch.Tensor) -> torch.Tensor:
     return (first > second).all(1) | (first < second).all(1)
 
 
-def chosen_first(log_ratios: torch.Tensor, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both (N, 2), with the response of the larger reward in front."""
-    order = rewards.argsort(1, descending=True)
-    return log_ratios.gather(1, order), rewards.gather(1, order)
+def chosen_first(log_ratios: torch.Tensor, combined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both (N, 2), with the response of the larger combined reward in front."""
+    order = combined.argsort(1, descending=True)
+    return log_ratios.gather(1, order), combined.gather(1, order)
 
 
 def dpo_loss(
@@ -124,8 +133,8 @@ def project(weights: torch.Tensor) -> torch.Tensor:
 def log_probs_of_pairs(policy, pairs: alignment.Sequences, chosen: torch.Tensor) -> torch.Tensor:
     """The policy's log-probabilities of the n chosen pairs, (n, 2)."""
     tokens, response = (part[chosen].flatten(0, 1) for part in pairs)
-    longest = response.any(0).nonzero().max() + 1  # without columns of mere padding
-    tokens, response = tokens[:, :longest], response[:, :longest]
+    length = response.shape[1] - int(response.any(0).flip(0).int().argmax())  # without mere padding
+    tokens, response = tokens[:, :length], response[:, :length]
     return response_log_probs(policy(tokens), tokens, response).view(-1, 2)
 
 
@@ -137,19 +146,19 @@ def train_policy(
 
     pairs (N, 2, L) of tokens; rewards (N, 2, M); keep bool (N,): the pairs that count in the easy phase. With
     easy_phase = 1 this is plain DPO. A batch goes through the policy `micro_batch` pairs at a time.
-    Returns, at every tenth step and the last: step, weights after it, and the batch's mean l_c and l_r.
+    Returns, at every tenth step and the last: step, weights after it, the batch's mean l_c and l_r before it.
     """
     generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(policy.parameters(), lr=lr)
     steps = epochs * math.ceil(len(rewards) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    num_weak = rewards.shape[-1]
-    weights = torch.full_like(rewards[0, 0], 1 / num_weak).requires_grad_()
+    weights = torch.full_like(rewards[0, 0], 1 / rewards.shape[-1]).requires_grad_()
     with torch.no_grad():
         parts = torch.arange(len(rewards)).split(micro_batch)
         reference = torch.cat([log_probs_of_pairs(policy, pairs, part) for part in parts])
-    history, step = [], 0
-    for _ in tqdm(range(epochs), desc="raven_dpo", disable=None, leave=False):
-        for batch in torch.randperm(len(rewards), generator=generator).split(batch_size):
+    history, bar = [], tqdm(total=steps, desc="raven_dpo", disable=None, leave=False)
+    for epoch in range(epochs):
+        order = torch.randperm(len(rewards), generator=generator).to(rewards.device)
+        for step, batch in enumerate(order.split(batch_size), start=epoch * steps // epochs):
             in_easy_phase = step < easy_phase * steps
             optimizer.zero_grad()
             weights.grad = torch.zeros_like(weights)
@@ -164,56 +173,49 @@ def train_policy(
                 ratios.append(log_ratios.detach())
             optimizer.step()
             schedule.step()
-            if not in_easy_phase:
-                with torch.no_grad():
+            with torch.no_grad():
+                ratios, _ = chosen_first(torch.cat(ratios), rewards[batch] @ weights)
+                if not in_easy_phase:
                     weights.copy_(project(weights - weight_lr * weights.grad))
             if step % 10 == 0 or step == steps - 1:
-                ratios, _ = chosen_first(torch.cat(ratios), rewards[batch] @ weights.detach())
-                chosen, rejected = ratios.mean(0).tolist()
                 state = {"step": step, "weights": weights.tolist()}
-                history.append(state | {"chosen": chosen, "rejected": rejected})
-            step += 1
+                history.append(state | dict(zip(("chosen", "rejected"), ratios.mean(0).tolist())))
+            bar.update()
+    optimizer.zero_grad()  # frees the gradients
     if not all(weight.isfinite().all() for weight in policy.parameters()):
         raise data.InputError("training diverged: lower --lr")
     return history
 
 
 @torch.no_grad()
-def score(policy, task: alignment.Alignment, split: str) -> dict:
-    """The figures of a row: a response before and one after training to each of n held-out prompts.
+def score(policy, task: alignment.Alignment, before: alignment.Responses, after: alignment.Responses) -> dict:
+    """The figures of a row, of responses to the same n held-out prompts before and after training.
 
     A win is a higher gold reward than before, a tie half a win; win_interval is the half-width of its 95 %
-    interval over prompts. kl is in nats per token: the mean over the tokens that the trained policy wrote.
+    interval over prompts. kl is in nats per token, the mean over the tokens that the trained policy wrote.
     """
-    prompts, texts, gold, figures = task.prompts[split], {}, {}, {"n_test": len(task.prompts[split])}
-    for when, writer in (("before", task.policy), ("after", policy)):
-        sequences = alignment.sample(writer, prompts, alignment.TEST_SEEDS[when])
-        texts[when] = alignment.texts(writer, sequences)
-        gold[when], well_formed = task.judge(prompts, texts[when])
-        suffix = "_before" if when == "before" else ""
-        figures["gold_reward" + suffix] = gold[when].double().mean().item()
-        figures["length" + suffix] = sequences.response.double().sum(1).mean().item()  # tokens, with the end
-        figures["well_formed" + suffix] = well_formed.double().mean().item()
-    wins = (gold["after"] > gold["before"]).double() + 0.5 * (gold["after"] == gold["before"])
-    device, kl = next(policy.parameters()).device, 0.0
-    for tokens, response in zip(*(part.to(device).split(policy.read_batch) for part in sequences)):
-        kl += token_kl(policy(tokens), task.policy(tokens), response).double().sum().item()
-    samples = zip(prompts, texts["before"], texts["after"], gold["before"].tolist(), gold["after"].tolist())
+    figures = {"n_test": len(after.prompts)}
+    for suffix, responses in (("_before", before), ("", after)):
+        figures["gold_reward" + suffix] = responses.gold.double().mean().item()
+        figures["length" + suffix] = responses.sequences.response.double().sum(1).mean().item()  # in tokens
+        figures["well_formed" + suffix] = responses.well_formed.double().mean().item()
+    wins = (after.gold > before.gold).double() + 0.5 * (after.gold == before.gold)
+    batches = zip(*(part.to(task.rewards.device).split(policy.read_batch) for part in after.sequences))
+    kl = [token_kl(policy(tokens), task.policy(tokens), response) for tokens, response in batches]
+    samples = zip(after.prompts, before.texts, after.texts, before.gold.tolist(), after.gold.tolist())
     keys = ("prompt", "before", "after", "gold_before", "gold_after")
     return figures | {
         "win_rate": wins.mean().item(),
         "win_interval": 1.96 * wins.std().item() / math.sqrt(len(wins)),
-        "kl": kl / sequences.response.sum().item(),
+        "kl": torch.cat(kl).double().mean().item(),
         "samples": [dict(zip(keys, sample)) for sample in itertools.islice(samples, 3)],
     }
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,  # else an error would print it before its one line
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    form = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    # Without its usage, which an error would print before its one line.
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0], **form)
     add, number = parser.add_argument, models.number
     add("--task", nargs="+", choices=alignment.TASKS, default=alignment.TASKS[:1], help="see alignment.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
@@ -260,6 +262,7 @@ def main(argv=None) -> list[dict]:
             judges = {"one": rewards.split(1, -1), "mean": [rewards.mean(-1, keepdim=True)]}
             judges |= {"raven": [rewards], "gold": [gold]}
             easy_phase = args.easy_phase if args.supervision == "raven" else 1.0
+            before = {split: alignment.respond(task.policy, task, split, "before") for split in task.prompts}
             results = []  # of one policy, or of one for each reward model
             for judge in judges[args.supervision]:
                 policy, start = copy.deepcopy(task.policy), time.perf_counter()
@@ -268,9 +271,10 @@ def main(argv=None) -> list[dict]:
                     easy_phase=easy_phase, **recipe
                 )
                 seconds = round(time.perf_counter() - start, 2)
-                val = score(policy, task, "val")["win_rate"]
-                scores = score(policy, task, "test")
-                results.append(scores | {"val": val, "seconds": seconds, "history": history})
+                after = {split: alignment.respond(policy, task, split, "after") for split in task.prompts}
+                scores = {split: score(policy, task, before[split], after[split]) for split in after}
+                own = {"val": scores["val"]["win_rate"], "seconds": seconds, "history": history}
+                results.append(scores["test"] | own)
             decided = unanimous(gold)
             correct = (rewards.argmax(1) == gold.argmax(1))[decided].double().mean(0)
             row = identity | {"kind": "policy", "reward_models": task.reward_models}

@@ -18,7 +18,7 @@ import text
 
 
 def test_prompts_name_product_aspect_and_a_favourable_wish():
-    found = alignment.prompts(["kitchen"])
+    found = alignment.all_prompts(["kitchen"])
     place = text.DOMAINS["kitchen"]
     assert len(found) == len(set(found)) == 3 * 5 * (16 + 3 * 16)
     for prompt in found:
@@ -44,7 +44,7 @@ def test_held_out_prompts_are_in_no_other_part_and_not_in_fine_tuning(monkeypatc
 def test_what_the_generator_writes_is_well_formed_and_means_its_verdict():
     """The verdict is counted here without the parser: by the signs of words."""
     rng = random.Random(0)
-    for prompt in rng.choices(alignment.prompts(list(text.DOMAINS)), k=1000):
+    for prompt in rng.choices(alignment.all_prompts(list(text.DOMAINS)), k=1000):
         response = alignment.written(prompt, rng)
         place = text.DOMAINS[alignment.PLACES[prompt.split()[0]]]
         verdict = 0
@@ -53,19 +53,25 @@ def test_what_the_generator_writes_is_well_formed_and_means_its_verdict():
             sign = 1 if word in place.praise + text.PRAISE else -1
             verdict += -sign if part.split()[0] in text.NEGATIONS else sign
         assert alignment.gold_reward(prompt, response) == (verdict / 7, True)
-        assert response.split()[1 + (response.split()[0] in text.NEGATIONS)] == prompt.split()[1]
+        product, aspect, *wish, _ = prompt.split()
+        first = re.split(" , | and | but ", response)[0].split()
+        assert first[-1] == aspect and first[-2] == wish[-1]
+        granted, negated = first[:-1] == wish, first[0] in text.NEGATIONS
+        assert granted or negated != (wish[0] in text.NEGATIONS)
 
 
-GOOD = (
-    "solid lid , not leaky blade and sharp motor , quiet handle , solid lid and handy blade but loud motor ."
-)
+GOOD = "not leaky lid , solid lid and sharp motor , quiet handle , solid lid and handy blade but loud motor ."
 
 
 @pytest.mark.parametrize(
     "old, new, points, count",
     [
         ("", "", 5, 7),
-        ("solid lid , not", "solid blade , not", 3, 7),  # the first is not on the asked aspect
+        ("leaky lid , solid", "leaky blade , solid", 3, 7),  # the first is not on the asked aspect
+        ("not leaky lid", "hardly leaky lid", 5, 7),
+        ("not leaky lid", "leaky lid", 3, 7),  # the wish denied
+        ("not leaky lid", "not rusty lid", 3, 7),  # not the wish, though favourable
+        ("not leaky lid", "solid lid", 3, 7),
         ("quiet handle", "quiet screen", 3, 7),  # no aspect of a kettle
         ("quiet handle", "thrilling handle", 3, 7),  # no word of its domain
         ("quiet handle", "quiet", 3, 7),
@@ -90,7 +96,8 @@ def test_gold_reward_by_hand(old, new, points, count):
         assert reward < 0
     else:
         assert reward == pytest.approx(points / max(7, count))
-    assert well_formed == (response == GOOD)
+    sound = ["", "not leaky lid"]  # what was changed without harm to the form
+    assert well_formed == (response == GOOD or old in sound and new in ("hardly leaky lid", "leaky lid"))
 
 
 # --------------------------------------------------------------------------------------------------- sampling
@@ -142,14 +149,15 @@ def test_one_token_at_a_time_gives_the_same_logits(policy):
         torch.testing.assert_close(each, policy(tokens), rtol=1e-4, atol=1e-4)
 
 
-def test_samples_follow_the_policy(policy):
+def test_samples_follow_the_policy(policy, monkeypatch):
     """The first token of 6,000 responses to one prompt, against its probabilities."""
-    [prompt] = PROMPTS[:1]
-    sequences = alignment.sample(policy, [prompt] * 6000, 0)
+    monkeypatch.setattr(policy, "longest", 1)
+    prompt = PROMPTS[0]
     ids = policy.prompt_ids(prompt)
-    counts = sequences.tokens[:, len(ids)].bincount(minlength=len(text.WORDS) + 3) / 6000
+    first = alignment.sample(policy, [prompt] * 6000, 0).tokens[:, len(ids)]
     with torch.no_grad():
         expected = policy(torch.tensor([ids]))[0, -1].softmax(-1)
+    counts = first.bincount(minlength=len(expected)) / 6000
     assert (counts - expected).abs().max() < 4 * (expected.max() / 6000).sqrt()
 
 
@@ -185,7 +193,7 @@ def test_reward_models_know_their_own_domain_better_than_the_target():
 
     def accuracy(reward, domain):
         pairs = []
-        for prompt in rng.choices(alignment.prompts([domain]), k=400):
+        for prompt in rng.choices(alignment.all_prompts([domain]), k=400):
             a, b = alignment.written(prompt, rng), alignment.written(prompt, rng)
             if alignment.gold_reward(prompt, a)[0] > alignment.gold_reward(prompt, b)[0]:
                 pairs.append((a, b))
@@ -216,6 +224,7 @@ def checkpoint(tmp_path):
     small = {"vocab_size": len(vocabulary), "hidden_size": 16, "intermediate_size": 32, "eos_token_id": 1}
     small |= {"num_hidden_layers": 2, "num_attention_heads": 2, "bos_token_id": None}
     network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    network.generation_config.repetition_penalty = 5.0  # as some checkpoints ask for; a policy has none
     network.save_pretrained(tmp_path / "checkpoint")
     tokenizer.save_pretrained(tmp_path / "checkpoint")
     return str(tmp_path / "checkpoint")
@@ -250,8 +259,7 @@ def test_a_pretrained_policy_in_any_company(checkpoint):
     policy = alignment.PretrainedPolicy(checkpoint)
     prompts, responses = ["Human : how", "Human : how are you Assistant :"], [" good", " fine yes maybe no"]
     sequences = alignment.collate(
-        [policy.prompt_ids(prompt) for prompt in prompts],
-        [policy.response_ids(response) for response in responses],
+        [policy.prompt_ids(prompt) for prompt in prompts], list(map(policy.response_ids, prompts, responses))
     )
     assert (sequences.tokens[sequences.response] == policy.end).sum() == 2
     assert alignment.texts(policy, sequences) == ["good", "fine yes maybe no"]

@@ -182,17 +182,27 @@ def random_sequences(n=4, length=7, vocab=5):
 def test_log_probs_and_kl_against_a_loop():
     logits, tokens, response = random_sequences()
     other = logits.flip(0)
-    log_probs, kl = [0.0] * 4, [0.0] * 4
+    log_probs, kl = [0.0] * 4, []
     for i in range(4):
         for t in range(1, 7):
             if response[i, t]:
                 p, q = logits[i, t - 1].softmax(-1), other[i, t - 1].softmax(-1)
                 log_probs[i] += math.log(p[tokens[i, t]])
-                kl[i] += sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist()))
+                kl.append(sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist())))
     found = raven_dpo.response_log_probs(logits, tokens, response)
-    assert found.tolist() == pytest.approx(log_probs, rel=1e-5) and found[3] == 0
-    assert raven_dpo.token_kl(logits, other, response).tolist() == pytest.approx(kl, rel=1e-4)
-    assert raven_dpo.token_kl(logits, logits, response).tolist() == [0] * 4
+    assert found.tolist() == pytest.approx(log_probs) and found[3] == 0
+    assert raven_dpo.token_kl(logits, other, response).tolist() == pytest.approx(kl)
+    assert raven_dpo.token_kl(logits, logits, response).tolist() == [0] * len(kl)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_promoted(dtype):
+    logits, tokens, response = random_sequences()
+    half = logits.to(dtype)
+    found = raven_dpo.response_log_probs(half, tokens, response)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, raven_dpo.response_log_probs(half.float(), tokens, response))
+    assert raven_dpo.token_kl(half, half, response).dtype == torch.float32
 
 
 @pytest.mark.parametrize("poison", [1e30, math.inf, math.nan])
@@ -204,14 +214,27 @@ def test_padding_and_prompt_never_count(poison):
     poisoned = torch.where(predicts[..., None], logits, poison)
     other_tokens = torch.where(response, tokens, 0)
     for function in (
-        lambda z: raven_dpo.response_log_probs(z, tokens, response),
-        lambda z: raven_dpo.token_kl(z, reference, response),
+        lambda z, ids: raven_dpo.response_log_probs(z, ids, response),
+        lambda z, ids: raven_dpo.token_kl(z, reference, response),
     ):
-        torch.testing.assert_close(function(poisoned), function(logits))
-    torch.testing.assert_close(
-        raven_dpo.response_log_probs(poisoned, other_tokens, response),
-        raven_dpo.response_log_probs(logits, tokens, response),
-    )
+        value, slope = gradient(lambda z: function(z, tokens).sum(), logits)  # noqa: B023
+        other, other_slope = gradient(lambda z: function(z, other_tokens).sum(), poisoned)  # noqa: B023
+        torch.testing.assert_close(other, value)
+        torch.testing.assert_close(other_slope, slope)
+        assert not slope[~predicts].any() and slope[predicts].any()
+
+
+def test_columns_of_padding_are_left_out_and_change_nothing():
+    task, read = toy(n=8), []
+    task.policy.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape))
+    chosen = torch.tensor([5, 2])
+    alone = raven_dpo.log_probs_of_pairs(task.policy, task.pairs, chosen)
+    padded = alignment.Sequences(*(nn.functional.pad(part, (0, 3)) for part in task.pairs))
+    torch.testing.assert_close(raven_dpo.log_probs_of_pairs(task.policy, padded, chosen), alone)
+    assert read == [(4, 6), (4, 6)] and alone.shape == (2, 2)
+    tokens = task.pairs.tokens[5, 1]
+    expected = task.policy.lean.log_softmax(-1)[tokens[1:] - 1].sum()
+    torch.testing.assert_close(alone[0, 1], expected)
 
 
 # ---------------------------------------------------------------------------------------------- a toy policy
@@ -276,6 +299,12 @@ def train(task, rewards=None, **changes):
     )
 
 
+def figures(policy, task):
+    """The scores on the test prompts."""
+    before = alignment.respond(task.policy, task, "test", "before")
+    return raven_dpo.score(policy, task, before, alignment.respond(policy, task, "test", "after"))
+
+
 @pytest.mark.parametrize("supervision", ["mean", "raven", "gold"])
 def test_a_toy_policy_improves(supervision):
     task = toy()
@@ -286,7 +315,7 @@ def test_a_toy_policy_improves(supervision):
     }
     policy, _ = train(task, rewards[supervision], easy_phase=0.5 if supervision == "raven" else 1, lr=0.1)
     assert policy.lean.softmax(-1)[0] > 0.65
-    scores = raven_dpo.score(policy, task, "test")
+    scores = figures(policy, task)
     assert scores["win_rate"] - scores["win_interval"] > 0.6 and scores["kl"] > 0.01
     assert scores["gold_reward"] > scores["gold_reward_before"] + 0.5
 
@@ -295,7 +324,7 @@ def test_nothing_changes_at_learning_rate_zero():
     """Policy = reference: KL 0, win rate within chance, log-ratios 0, and so weights that stay."""
     task = toy()
     policy, history = train(task, lr=0.0)
-    scores = raven_dpo.score(policy, task, "test")
+    scores = figures(policy, task)
     assert scores["kl"] == 0 and abs(scores["win_rate"] - 0.5) < 2 * scores["win_interval"]
     assert scores["samples"][0]["before"] != scores["samples"][0]["after"]  # other draws, same policy
     assert all(state["chosen"] == state["rejected"] == 0 for state in history)
@@ -367,7 +396,7 @@ def test_score_by_hand():
 
     task.policy.write, policy.write = write("before"), write("after")
     task.prompts["test"] = ["p", "q", "r", "s"]
-    scores = raven_dpo.score(policy, task, "test")
+    scores = figures(policy, task)
     assert scores["win_rate"] == (0 + 1 + 1 + 0.5) / 4
     spread = math.sqrt(sum((win - 0.625) ** 2 for win in (0, 1, 1, 0.5)) / 3)
     assert scores["win_interval"] == pytest.approx(1.96 * spread / 2)
