@@ -32,7 +32,10 @@ TASKS = ["reviews-dpo", "hh-helpful-harmless"]
 NUM_TEST, NUM_VAL = 600, 280  # prompts; of reviews-dpo 2,000 are left for training
 SOURCE_PAIRS = 200  # of its own domain, labelled, for each reward model of reviews-dpo
 # Of sampling for the scores, the same in every run; far from the seeds of runs, which sample the pairs.
-TEST_SEEDS = {"before": 1_000_001, "after": 1_000_002}
+SCORE_SEEDS = {
+    "val": {"before": 1_000_001, "after": 1_000_002},
+    "test": {"before": 1_000_003, "after": 1_000_004},
+}
 
 
 class Sequences(NamedTuple):
@@ -68,7 +71,7 @@ def prepare(task: str, seed: int, data_dir, device, encoder_steps: int, policy: 
     """The seed draws the pairs and what the reward models learn from. Raises data.InputError."""
     if task == "reviews-dpo":
         if policy or data_dir:
-            raise data.InputError("reviews-dpo has a policy of its own and no files")
+            raise data.InputError(f"{task} has a policy of its own and no files: no --policy, no --data-dir")
         return reviews(seed, device, encoder_steps)
     if not policy:
         raise data.InputError(f"{task} needs a Hugging Face causal model: --policy NAME or folder")
@@ -78,6 +81,11 @@ def prepare(task: str, seed: int, data_dir, device, encoder_steps: int, policy: 
 def locate(policy: str) -> str:
     """A folder by its whole path, any other name as it is."""
     return str(Path(policy).resolve()) if Path(policy).is_dir() else policy
+
+
+def name(policy: str | None) -> str | None:
+    """How a row names a policy of the user's."""
+    return policy and data.row_name(locate(policy))
 
 
 def code_hash(method_file: str | Path) -> str:
@@ -110,7 +118,7 @@ def sample(policy: nn.Module, prompts: list[str], seed: int) -> Sequences:
 def respond(policy: nn.Module, task: Alignment, split: str, when: str) -> Responses:
     """What the policy writes for the "val" or "test" prompts, "before" or "after" training, and its worth."""
     prompts = task.prompts[split]
-    sequences = sample(policy, prompts, TEST_SEEDS[when])
+    sequences = sample(policy, prompts, SCORE_SEEDS[split][when])
     responses = texts(policy, sequences)
     return Responses(prompts, responses, sequences, *task.judge(prompts, responses))
 
@@ -161,9 +169,10 @@ def written(prompt: str, rng: random.Random) -> str:
 def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
     """How favourable the response is, in [-1, 1], and whether it is well-formed: one `written` might return.
 
-    A statement counts 1 if it is well-formed and in favour of the product, else -1, and the reward is their
-    mean, over seven at least. A well-formed statement is on an aspect of the product in a word of its domain,
-    the first on the asked aspect in the word of the wish; "and" or "but" before it is in its place.
+    A statement counts 1 if it is well-formed and in favour of the product, else -1, as does each that is
+    missing of seven; the reward is their mean. A well-formed statement is on an aspect of the product in a
+    word of its domain, the first on the asked aspect in the word of the wish, and "and" or "but" before it is
+    in its place.
     """
     product, *_, wish, _ = prompt.split()
     asked = prompt.split()[1]
@@ -180,8 +189,8 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
         right_joint = free or (joint == "and") == (minds[-1] == minds[-2])
         sound.append(minds[-1] is not None and on_topic and right_joint)
     sound[-1] = sound[-1] and response.endswith(" .")
-    points = [1 if mind and good else -1 for mind, good in zip(minds, sound)]
-    return sum(points) / max(len(points), text.STATEMENTS), len(points) == text.STATEMENTS and all(sound)
+    good = sum(mind and right for mind, right in zip(minds, sound) if mind)
+    return 2 * good / max(len(sound), text.STATEMENTS) - 1, len(sound) == text.STATEMENTS and all(sound)
 
 
 def judge_reviews(prompts: list[str], responses: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,9 +249,9 @@ class ReviewPolicy(nn.Module):
         return network.head(x)
 
 
-def fine_tune(steps: int, device: str, source: str) -> dict[str, torch.Tensor]:
+def fine_tune(steps: int, device: str, code: str) -> dict[str, torch.Tensor]:
     """Weights of the policy before alignment: the pretrained transformer, after reading prompts with reviews,
-    of all domains and in any mood, without the held-out prompts. `source` names the code in the cache."""
+    of all domains and in any mood, without the held-out prompts. `code` is for the name in the cache only."""
     policy, rng = ReviewPolicy().to(device), random.Random("fine-tuning")
     weights = models.cached("transformer", models.pretrain_transformer, steps=steps, device=device)
     policy.network.load_state_dict(weights)
@@ -270,7 +279,7 @@ def reward_model(domain: str, seed: int, device: str) -> Callable:
     return lambda responses: models.predict(model.bag, model.encode(responses).to(device))[:, 0]
 
 
-def sample_pairs(seed: int, steps: int, device: str, source: str) -> dict[str, torch.Tensor]:
+def sample_pairs(seed: int, steps: int, device: str, code: str) -> dict[str, torch.Tensor]:
     """Two responses of the policy to each training prompt, and what the reward models and the truth say."""
     policy = review_policy(steps, device)
     both = [prompt for prompt in target_prompts()["train"] for _ in range(2)]
@@ -284,14 +293,14 @@ def sample_pairs(seed: int, steps: int, device: str, source: str) -> dict[str, t
 
 
 def review_policy(steps: int, device: str) -> ReviewPolicy:
-    policy, source = ReviewPolicy(), Path(__file__).read_text()
-    policy.load_state_dict(models.cached("policy", fine_tune, steps=steps, device=device, source=source))
+    policy, code = ReviewPolicy(), models.code_hash(__file__)
+    policy.load_state_dict(models.cached("policy", fine_tune, steps=steps, device=device, code=code))
     return policy.to(device).eval()
 
 
 def reviews(seed: int, device: str, steps: int) -> Alignment:
-    source = Path(__file__).read_text()  # names the code that what is cached comes from
-    found = models.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, source=source)
+    code = models.code_hash(__file__)
+    found = models.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, code=code)
     found = {key: value.to(device) for key, value in found.items()}
     return Alignment(
         policy=review_policy(steps, device),

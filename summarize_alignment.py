@@ -26,7 +26,11 @@ NAMES = {
     "code": ("DPO-R, code's form", "#d62728"),
     "gold": ("ceiling", "black"),
 }
-RECIPE = ("epochs", "lr", "batch_size", "beta", "encoder_steps", "policy")  # flags that all must share
+RECIPE = ("epochs", "batch_size", "beta", "encoder_steps", "policy")  # flags that all must share
+JUDGES = {
+    "reviews-dpo": "what the generator knows",
+    "hh-helpful-harmless": "a head trained on the target's labels; well-formed: not empty",
+}
 
 
 def variant(row) -> str:
@@ -38,20 +42,33 @@ def variant(row) -> str:
     return "raven" if row["flags"]["weight_lr"] else "equal"
 
 
+def setting(row) -> tuple:
+    return row["torch"], row["device"], row["data"], row["flags"]
+
+
 def read(folder: Path, task: str) -> dict[str, dict[int, dict]]:
     """The rows of FOLDER/raven_dpo.jsonl on the task as table[variant][seed]; of each variant those with the
-    latest flags and the code as it stands. Raises InputError where the variants were not run alike."""
+    latest flags and the code as it stands, with a word on stderr about others. Raises InputError where the
+    variants were not run alike."""
     code = alignment.code_hash(HERE / "methods" / "raven_dpo.py")
-    rows = [row for row in models.read_rows(folder / "raven_dpo.jsonl") if row["code"] == code]
-    rows = [row for row in rows if row["task"] == task]
-    latest = {variant(row): (row["torch"], row["device"], row["flags"]) for row in rows}
+    rows = [row for row in models.read_rows(folder / "raven_dpo.jsonl") if row["task"] == task]
+    latest = {variant(row): setting(row) for row in rows if row["code"] == code}
+    kept = [row for row in rows if row["code"] == code and latest[variant(row)] == setting(row)]
+    if len(kept) < len(rows):
+        print(f"{folder}: {len(rows) - len(kept)} of {len(rows)} rows left out", file=sys.stderr)
+
+    def values(names, *keys):
+        return {tuple(map(latest[name][-1].get, keys)) for name in names if name in latest}
+
+    alike = [{(*machine, *map(flags.get, RECIPE)) for *machine, flags in latest.values()}]
+    # The ceiling has a rate of its own: what suits weak preferences leaves it undertrained.
+    alike.append(values(NAMES.keys() - {"gold"}, "lr"))
+    alike += [values(("raven", "equal", "code"), "easy_phase"), values(("raven", "code"), "weight_lr")]
+    if max(map(len, alike)) > 1:
+        raise data.InputError(f"{folder}: rows of {task} cannot be compared: their flags differ")
     table = {name: {} for name in NAMES if name in latest}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        if latest[variant(row)] == (row["torch"], row["device"], row["flags"]):
-            table[variant(row)][row["seed"]] = row
-    recipes = {(torch, device, *map(flags.get, RECIPE)) for torch, device, flags in latest.values()}
-    if len(recipes) > 1:
-        raise data.InputError(f"{folder}: rows that cannot be compared: {' and '.join(map(str, recipes))}")
+    for row in sorted(kept, key=lambda row: row["seed"]):
+        table[variant(row)][row["seed"]] = row
     return table
 
 
@@ -75,17 +92,20 @@ def tables(table) -> str:
     some = max(table.values(), key=len)
     first, lines = next(iter(some.values())), []
     measured = [("gold_reward", 2), ("kl", 3), ("length", 1), ("well_formed", 2)]
-    before = {key: plain([row[f"{key}_before"] for row in some.values()], digits)
-              for key, digits in measured if key != "kl"}  # fmt: skip
-    lines.append(["before training", "50", "", "", *(before.get(key, "0") for key, _ in measured)])
+    before = [f"{first[f'{key}_before']:.{digits}f}" if key != "kl" else "0" for key, digits in measured]
+    again = f"{100 * first['win_rate_before']:.1f}"
+    lines.append(["before training, sampled again", again, "", "", *before])
     for name, rows in table.items():
-        wins = percent([row["win_rate"] for row in rows.values()])
         gap = common(rows, table.get("gold", {}), recovered)
         to_mean = common(rows, table.get("mean", {}), lambda a, b: a["win_rate"] - b["win_rate"])
-        differences = percent(to_mean, 1, "+") if to_mean and name != "mean" else ""
+        cells = [
+            (gap, 0, "") if name != "gold" else ([], 0, ""),
+            (to_mean, 1, "+") if name != "mean" else ([], 0, ""),
+        ]
+        cells = [percent(*cell) + other_n(cell[0], rows) if cell[0] else "" for cell in cells]
         figures = [plain([row[key] for row in rows.values()], digits) for key, digits in measured]
-        cells = [percent(gap, 0) if gap and name != "gold" else "", differences, *figures]
-        lines.append([f"{NAMES[name][0]} (n = {len(rows)})", wins, *cells])
+        wins = percent([row["win_rate"] for row in rows.values()])
+        lines.append([f"{NAMES[name][0]} (n = {len(rows)})", wins, *cells, *figures])
     header = ["preferences of", "win rate", "recovered", "win rate − ensemble's"]
     header += ["gold reward", "KL per token", "tokens", "well-formed"]
     models_header, models_lines = ["reward model", "accuracy on the pairs"], []
@@ -95,13 +115,15 @@ def tables(table) -> str:
         accuracy = percent([row["reward_accuracy"][m] for row in some.values()])
         models_lines.append([reward_model, accuracy, *weights])
     models_header += [f"weight in {NAMES[name][0]}" for name in learned]
+    task, n = first["task"], first["n_test"]
     half = 100 * mean(row["win_interval"] for row in some.values())
     easy = percent([row["easy_fraction"] for row in some.values()])
     return f"""\
-{first["task"]}: win rate in % by gold reward against the policy before training, on
-{first["n_test"]} held-out prompts; mean ±95 % t-interval over n seeds (of one seed, over prompts:
-±{half:.1f}). Recovered: (win rate − 1/2) / (ceiling − 1/2) in %. Differences are paired by seed. KL to the
-policy before training, in nats. All reward models rank {easy} % of the pairs alike.
+{task}: win rate in % by gold reward ({JUDGES[task]}) against the policy before
+training; mean ±95 % t-interval over n seeds. All runs share {n} held-out prompts and the responses before
+training, which leaves about ±{half:.1f} in every win rate, though hardly in differences; these are paired by
+seed. Recovered: (win rate − 1/2) / (ceiling − 1/2) in %. KL to the policy before training, in nats. All
+reward models rank {easy} % of the pairs alike.
 
 {markdown(header, lines)}
 
@@ -109,18 +131,25 @@ policy before training, in nats. All reward models rank {easy} % of the pairs al
 """
 
 
+def other_n(numbers, rows) -> str:
+    return f" (n = {len(numbers)})" if len(numbers) != len(rows) else ""
+
+
 def samples(table) -> str:
     """The first prompts of the first seed: before, and after training on each kind of preferences."""
     parts = [
         "What the policy writes for the first held-out prompts, at the first seed; gold reward in brackets:"
     ]
-    rows = {name: next(iter(by_seed.values())) for name, by_seed in table.items()}
-    for i, sample in enumerate(next(iter(rows.values()))["samples"]):
-        lines = [f"before [{sample['gold_before']:.2f}]: {sample['before']}"]
-        for name, row in rows.items():
-            after = row["samples"][i]
-            lines.append(f"{NAMES[name][0]} [{after['gold_after']:.2f}]: {after['after']}")
-        parts.append(f"    {sample['prompt']}\n" + "\n".join(f"        {line}" for line in lines))
+    written = {}
+    for name, by_seed in table.items():
+        row = next(iter(by_seed.values()))
+        written[NAMES[name][0]] = row.get("samples") or row["policies"][0]["samples"]
+        if "policies" in row:
+            written[f"one reward model, {row['reward_models'][0]}"] = written.pop(NAMES[name][0])
+    for same in zip(*written.values()):
+        lines = [f"before [{same[0]['gold_before']:.2f}]: {same[0]['before']}"]
+        lines += [f"{name} [{each['gold_after']:.2f}]: {each['after']}" for name, each in zip(written, same)]
+        parts.append(f"    {same[0]['prompt']}\n" + "\n".join(f"        {line}" for line in lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,16 +209,16 @@ def publish(table, text: str) -> None:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    tasks = [task for task in alignment.TASKS if read(args.folder, task)]
-    if not tasks:
+    found = {task: table for task in alignment.TASKS if (table := read(args.folder, task))}
+    if not found:
         raise data.InputError(f"no row of the present code in {args.folder}/raven_dpo.jsonl")
-    for task in tasks:
-        table = read(args.folder, task)
-        text = tables(table)
-        print(f"{text}\n{samples(table)}")
+    for task, table in found.items():
+        print(f"{tables(table)}\n{samples(table)}")
         draw(table, args.folder / f"alignment-{task}.png")
     if args.publish:
-        publish(read(args.folder, alignment.TASKS[0]), tables(read(args.folder, alignment.TASKS[0])))
+        if "reviews-dpo" not in found:
+            raise data.InputError("reviews-dpo is what is published, and there is no row of it")
+        publish(found["reviews-dpo"], tables(found["reviews-dpo"]))
 
 
 if __name__ == "__main__":

@@ -213,9 +213,9 @@ def score(policy, task: alignment.Alignment, before: alignment.Responses, after:
 
 
 def parse_args(argv=None):
-    form = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     # Without its usage, which an error would print before its one line.
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0], **form)
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add, number = parser.add_argument, models.number
     add("--task", nargs="+", choices=alignment.TASKS, default=alignment.TASKS[:1], help="see alignment.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
@@ -229,6 +229,7 @@ def parse_args(argv=None):
     # Chosen on validation prompts: README, "How the defaults were chosen".
     add("--epochs", type=number(int, 1), default=3, help="over the pairs")
     add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the policy")
+    add("--ceiling-lr", type=number(float, 0), default=2e-4, help="with gold: true preferences bear more")
     add("--batch-size", type=number(int, 1), default=32, help="pairs per step")
     add("--micro-batch", type=number(int, 1), default=32, help="pairs at a time: less memory, same result")
     add("--beta", type=number(float, 0), default=0.5, help="of plain DPO; the paper searches .1 .2 .5")
@@ -241,7 +242,9 @@ def main(argv=None) -> list[dict]:
     """Prints, saves and returns one row per task and seed."""
     args, rows = parse_args(argv), []
     recipe = {key: getattr(args, key) for key in ("epochs", "lr", "batch_size", "micro_batch", "beta")}
-    recipe |= {"weight_lr": args.weight_lr, "form": args.form}
+    plain = {"easy_phase": 1.0, "weight_lr": 0.0, "form": "paper"}  # an easy phase that never ends
+    recipe |= {key: getattr(args, key) if args.supervision == "raven" else plain[key] for key in plain}
+    recipe["lr"] = args.ceiling_lr if args.supervision == "gold" else args.lr
     for name, seed in itertools.product(args.task, args.seeds):
         identity = {
             "method": Path(__file__).stem,
@@ -252,39 +255,38 @@ def main(argv=None) -> list[dict]:
             "torch": torch.__version__,
             "device": args.device,
             "code": alignment.code_hash(__file__),
-            "flags": recipe | {"easy_phase": args.easy_phase, "encoder_steps": args.encoder_steps}
-            | {"policy": args.policy and data.row_name(alignment.locate(args.policy))},
-        }  # fmt: skip
+            "flags": recipe | {"encoder_steps": args.encoder_steps, "policy": alignment.name(args.policy)},
+        }
         row = models.find_row(args.out, identity)
         if row is None:
             task = alignment.prepare(name, seed, args.data_dir, args.device, args.encoder_steps, args.policy)
             rewards, gold = task.rewards, task.gold[..., None]
             judges = {"one": rewards.split(1, -1), "mean": [rewards.mean(-1, keepdim=True)]}
             judges |= {"raven": [rewards], "gold": [gold]}
-            easy_phase = args.easy_phase if args.supervision == "raven" else 1.0
             before = {split: alignment.respond(task.policy, task, split, "before") for split in task.prompts}
             results = []  # of one policy, or of one for each reward model
             for judge in judges[args.supervision]:
                 policy, start = copy.deepcopy(task.policy), time.perf_counter()
-                history = train_policy(
-                    policy=policy, pairs=task.pairs, rewards=judge, keep=unanimous(judge), seed=seed,
-                    easy_phase=easy_phase, **recipe
-                )
+                given = {"policy": policy, "pairs": task.pairs, "rewards": judge, "keep": unanimous(judge)}
+                history = train_policy(**given, seed=seed, **recipe)
                 seconds = round(time.perf_counter() - start, 2)
                 after = {split: alignment.respond(policy, task, split, "after") for split in task.prompts}
                 scores = {split: score(policy, task, before[split], after[split]) for split in after}
-                own = {"val": scores["val"]["win_rate"], "seconds": seconds, "history": history}
-                results.append(scores["test"] | own)
+                own = {"weights": history[-1]["weights"], "history": history, "seconds": seconds}
+                results.append(scores["test"] | own | {"val": scores["val"]["win_rate"]})
+            again = alignment.respond(task.policy, task, "test", "after")  # what chance makes of no training
             decided = unanimous(gold)
             correct = (rewards.argmax(1) == gold.argmax(1))[decided].double().mean(0)
             row = identity | {"kind": "policy", "reward_models": task.reward_models}
             row |= {"reward_accuracy": correct.tolist(), "n_pairs": int(decided.sum())}
-            row["easy_fraction"] = unanimous(rewards).double().mean().item()
-            figures = [key for key, value in results[0].items() if isinstance(value, int | float)]
-            row |= results[0] | {key: mean(result[key] for result in results) for key in figures}
-            row["weights"] = row["history"][-1]["weights"]
-            if len(results) > 1:
-                row["policies"] = [{key: result[key] for key in figures} for result in results]
+            row |= {"easy_fraction": unanimous(rewards).double().mean().item()}
+            row |= {"win_rate_before": score(task.policy, task, before["test"], again)["win_rate"]}
+            if len(results) == 1:
+                row |= results[0]
+            else:
+                figures = [key for key, value in results[0].items() if isinstance(value, int | float)]
+                row |= {key: mean(result[key] for result in results) for key in figures}
+                row["policies"] = results
             models.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)

@@ -34,11 +34,16 @@ def test_held_out_prompts_are_in_no_other_part_and_not_in_fine_tuning(monkeypatc
     assert len(set().union(*parts.values())) == 2880 and parts == alignment.target_prompts()
     seen = []
     encode = text.encode
-    monkeypatch.setattr(text, "encode", lambda texts: seen.extend(texts) or encode(texts))
-    alignment.fine_tune(4, "cpu", "")
-    prompts = {text.split(":")[0] + ":" for text in seen if ":" in text[: text.index(" :") + 2]}
-    assert not prompts & {*parts["val"], *parts["test"]}
-    assert {prompt.split()[0] for prompt in prompts} & {"phone", "kettle"} and len(seen) > 50
+    monkeypatch.setattr(text, "encode", lambda texts: seen.append(texts) or encode(texts))
+    alignment.fine_tune(8, "cpu", "")
+    prompts = {f"{text.split(' :')[0]} :" for text in seen[-1]}
+    assert len(seen[-1]) == 12 * 32 and not prompts & {*parts["val"], *parts["test"]}
+    assert prompts & {*parts["train"]} and prompts & {*alignment.all_prompts(text.SOURCE)}
+
+
+def test_sampling_for_scores_shares_no_seed_with_runs():
+    seeds = [seed for split in alignment.SCORE_SEEDS.values() for seed in split.values()]
+    assert len(set(seeds)) == 4 and min(seeds) > 10_000
 
 
 def test_what_the_generator_writes_is_well_formed_and_means_its_verdict():
@@ -52,7 +57,7 @@ def test_what_the_generator_writes_is_well_formed_and_means_its_verdict():
             word = part.split()[-2]
             sign = 1 if word in place.praise + text.PRAISE else -1
             verdict += -sign if part.split()[0] in text.NEGATIONS else sign
-        assert alignment.gold_reward(prompt, response) == (verdict / 7, True)
+        assert alignment.gold_reward(prompt, response) == (pytest.approx(verdict / 7), True)
         product, aspect, *wish, _ = prompt.split()
         first = re.split(" , | and | but ", response)[0].split()
         assert first[-1] == aspect and first[-2] == wish[-1]
@@ -81,21 +86,19 @@ GOOD = "not leaky lid , solid lid and sharp motor , quiet handle , solid lid and
         ("and sharp", "but sharp", 3, 7),  # of one mind
         ("but loud", "and loud", 5, 7),  # against it, well-formed or not
         ("loud motor .", "loud motor", 5, 7),
-        ("and handy blade but loud motor .", "and handy blade", 4, 6),  # never ended
-        (" but loud motor .", " .", 6, 6),  # six of seven
+        ("and handy blade but loud motor .", "and handy blade", 3, 6),  # never ended, one is missing
+        (" but loud motor .", " .", 5, 6),  # six of seven
         ("loud motor .", "loud motor , good lid , good lid .", 7, 9),
-        (GOOD, "", -1, 1),
-        (GOOD, ".", -1, 1),
-        (GOOD, "and , but not", -1, 1),
+        (GOOD, "", -7, 1),
+        (GOOD, ".", -7, 1),
+        (GOOD, "not leaky lid .", -5, 1),
+        (GOOD, "and , but not", -7, 1),
     ],
 )
 def test_gold_reward_by_hand(old, new, points, count):
     response = GOOD.replace(old, new)
     reward, well_formed = alignment.gold_reward("kettle lid not leaky :", response)
-    if count == 1:
-        assert reward < 0
-    else:
-        assert reward == pytest.approx(points / max(7, count))
+    assert reward == pytest.approx(points / max(7, count))
     sound = ["", "not leaky lid"]  # what was changed without harm to the form
     assert well_formed == (response == GOOD or old in sound and new in ("hardly leaky lid", "leaky lid"))
 
@@ -168,6 +171,7 @@ def test_pairs_of_the_task(monkeypatch, tmp_path):
     """Two responses to each training prompt; rewards and truth are of these texts; the seed decides."""
     known = alignment.target_prompts()
     monkeypatch.setattr(alignment, "target_prompts", lambda: known | {"train": known["train"][:30]})
+    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
     task = alignment.prepare("reviews-dpo", 0, None, "cpu", 10, None)
     assert task.pairs.tokens.shape[:2] == (30, 2) and task.rewards.shape == (30, 2, 3)
     models_of = [alignment.reward_model(domain, 0, "cpu") for domain in text.SOURCE]
@@ -185,7 +189,10 @@ def test_pairs_of_the_task(monkeypatch, tmp_path):
     assert (
         other.pairs.tokens.shape != task.pairs.tokens.shape or (other.pairs.tokens != task.pairs.tokens).any()
     )
-    assert other.prompts == task.prompts
+    assert other.prompts == task.prompts == {split: known[split] for split in ("val", "test")}
+    assert not torch.equal(
+        alignment.reward_model("books", 1, "cpu")(["good bad", "witty"]), models_of[0](["good bad", "witty"])
+    )
 
 
 def test_reward_models_know_their_own_domain_better_than_the_target():

@@ -11,7 +11,7 @@ import summarize_alignment
 
 def make_row(supervision, seed, win, **more):
     flags = {"epochs": 3, "lr": 0.1, "batch_size": 8, "beta": 0.5, "encoder_steps": 10, "policy": None}
-    flags |= {"form": "paper", "weight_lr": 0.1}
+    flags |= {"form": "paper", "weight_lr": 0.1, "easy_phase": 0.2 if supervision == "raven" else 1.0}
     sample = {
         "prompt": "p",
         "before": "b",
@@ -19,6 +19,7 @@ def make_row(supervision, seed, win, **more):
         "gold_before": 0,
         "gold_after": win,
     }
+    others = [{**sample, "prompt": f"p{i}", "after": f"{supervision} {seed} {i}"} for i in (1, 2)]
     weights = [[1 / 3] * 3, [0.2, 0.3, 0.5]]
     return {
         "method": "raven_dpo",
@@ -27,6 +28,7 @@ def make_row(supervision, seed, win, **more):
         "supervision": supervision,
         "torch": "0",
         "device": "cpu",
+        "data": None,
         "code": alignment.code_hash(ROOT / "methods" / "raven_dpo.py"),
         "flags": flags,
         "kind": "policy",
@@ -36,6 +38,7 @@ def make_row(supervision, seed, win, **more):
         "n_test": 600,
         "win_rate": win,
         "win_interval": 0.04,
+        "win_rate_before": 0.512,
         "gold_reward": win - 0.5,
         "gold_reward_before": -0.1,
         "kl": 0.1,
@@ -45,7 +48,7 @@ def make_row(supervision, seed, win, **more):
         "well_formed_before": 0.4,
         "weights": weights[-1],
         "history": [{"step": 10 * i, "weights": each} for i, each in enumerate(weights)],
-        "samples": [sample] * 3,
+        "samples": [sample, *others],
     } | more
 
 
@@ -68,9 +71,15 @@ def test_the_table_by_hand(rows):
     assert "| ensemble (n = 3) | 62.0 ±5.0 | 40 ±17 |  | 0.12 ±0.05 | 0.100 ±0.000 | 20.0 ±0.0 |" in text
     assert "| DPO-R (n = 3) | 65.0 ±0.0 | 50 ±0 | +3.0 ±5.0 | 0.15 ±0.00 |" in text
     assert "| ceiling (n = 3) | 80.0 ±0.0 |  | +18.0 ±5.0 |" in text
-    assert "| before training | 50 |  |  | −0.10 ±0.00 | 0 | 19.0 ±0.0 | 0.40 ±0.00 |" in text
-    assert "| c | 70.0 ±0.0 | 0.50 ±0.00 |" in text and "weight in DPO-R |" in text
-    assert "600 held-out prompts" in text.replace("\n", " ") and "rank 40.0 ±0.0 % of the pairs" in text
+    assert "| before training, sampled again | 51.2 |  |  | -0.10 | 0 | 19.0 | 0.40 |" in text
+    for line in (
+        "| a | 50.0 ±0.0 | 0.20 ±0.00 |",
+        "| b | 60.0 ±0.0 | 0.30",
+        "| c | 70.0 ±0.0 | 0.50 ±0.00 |",
+    ):
+        assert line in text
+    caption = text.split("|")[0].replace("\n", " ")
+    assert "600 held-out prompts" in caption and "about ±4.0 in" in caption and "rank 40.0 ±0.0 %" in caption
 
 
 def test_controls_stand_beside_dpo_r(rows):
@@ -85,14 +94,38 @@ def test_controls_stand_beside_dpo_r(rows):
     assert "DPO-R, equal weights (n = 3)" in text and "weight in DPO-R, code's form |" in text
 
 
-def test_only_rows_of_the_present_code_that_were_run_alike(rows):
+def test_partial_rows_show_their_own_n(rows):
+    """Pairing is by seed, also where seeds are missing on either side."""
+    some = [row for row in rows if (row["supervision"], row["seed"]) not in {("mean", 0), ("gold", 1)}]
+    text = summarize_alignment.tables(summarize_alignment.read(write(some), "reviews-dpo"))
+    # recovered at seed 2 only: .14 / .30; DPO-R - ensemble at seeds 1 and 2: .03 .01
+    assert "| ensemble (n = 2) | 63.0 ±12.7 | 47 (n = 1) |" in text
+    assert "| DPO-R (n = 3) | 65.0 ±0.0 | 50 ±0 (n = 2) | +2.0 ±12.7 (n = 2) |" in text
+
+
+def test_policies_of_single_reward_models_are_named(rows):
+    one = make_row("one", 0, 0.6)
+    one["policies"] = [{"samples": one.pop("samples")}, {}, {}]
+    text = summarize_alignment.samples(summarize_alignment.read(write([one, *rows]), "reviews-dpo"))
+    assert "one reward model, a [0.60]: one 0\n" in text and "DPO-R [0.65]: raven 0 1\n" in text
+
+
+def test_only_rows_of_the_present_code_that_were_run_alike(rows, capsys):
     old = [make_row("one", 0, 0.9, code="0"), make_row("mean", 3, 0.9, flags={"lr": 1, "form": "paper"})]
     table = summarize_alignment.read(write(old + rows), "reviews-dpo")
     assert list(table) == ["mean", "raven", "gold"] and len(table["mean"]) == 3
+    assert "2 of 11 rows left out" in capsys.readouterr().err
     assert not summarize_alignment.read(write(rows), "hh-helpful-harmless")
-    for other in ({"device": "cuda"}, {"torch": "1"}, {"flags": rows[0]["flags"] | {"lr": 1}}):
+    flags, dpo_r = rows[0]["flags"], rows[3]["flags"]
+    unlike = [
+        make_row("one", 0, 0.5, **other) for other in ({"device": "cuda"}, {"torch": "1"}, {"data": "d"})
+    ]
+    unlike += [make_row("one", 0, 0.5, flags=flags | {"lr": 1})]
+    unlike += [make_row("raven", 0, 0.5, flags=dpo_r | {"weight_lr": 0, "easy_phase": 0.5})]
+    unlike += [make_row("raven", 0, 0.5, flags=dpo_r | {"form": "code", "weight_lr": 9})]
+    for row in unlike:
         with pytest.raises(data.InputError, match="cannot be compared"):
-            summarize_alignment.read(write(rows + [make_row("one", 0, 0.5, **other)]), "reviews-dpo")
+            summarize_alignment.read(write([*rows, row]), "reviews-dpo")
 
 
 def test_a_ceiling_within_noise_recovers_nothing(rows):
@@ -117,6 +150,13 @@ def test_publishing(rows, monkeypatch, capsys):
     for figure in ("results/alignment.png", "runs/alignment-reviews-dpo.png"):
         assert data.Path(figure).read_bytes()[:4] == b"\x89PNG"
     assert len(data.Path("results/alignment.jsonl").read_text().splitlines()) == 9
+
+
+def test_other_tasks_are_shown_but_not_published(rows, capsys):
+    write([row | {"task": "hh-helpful-harmless"} for row in rows])
+    with pytest.raises(data.InputError, match="no row of it"):
+        summarize_alignment.main(["--publish"])
+    assert "a head trained on the target's labels" in capsys.readouterr().out
 
 
 def test_nothing_to_summarize_is_one_clear_line():
