@@ -39,7 +39,7 @@ As in the paper, rewards are not normalised: a reward model with a larger scale 
 
     python methods/raven_dpo.py --supervision raven
 
-win rate .000 over 5 seeds; 60 s on 2 CPU cores, once the policy is cached.
+win rate .689 over 5 seeds; 70 s on 2 CPU cores, 150 s with pretraining and fine-tuning of the policy.
 """
 
 import argparse
@@ -105,9 +105,9 @@ def dpo_loss(
 ) -> torch.Tensor:
     """-log sigmoid(beta (l_c - l_r)), the mean over all N, of which `keep` counts.
 
-    log_ratios (N, 2); rewards (N, 2, M); weights (M,), without gradient; keep bool (N,) -> scalar.
+    log_ratios (N, 2); rewards (N, 2, M); weights (M,), which get no gradient; keep bool (N,) -> scalar.
     """
-    ratios, _ = chosen_first(log_ratios, rewards @ weights.detach())
+    ratios, _ = chosen_first(log_ratios, rewards @ weights)
     return (keep * -F.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))).mean()
 
 
@@ -232,9 +232,9 @@ def parse_args(argv=None):
     add("--ceiling-lr", type=number(float, 0), default=2e-4, help="with gold: true preferences bear more")
     add("--batch-size", type=number(int, 1), default=32, help="pairs per step")
     add("--micro-batch", type=number(int, 1), default=32, help="pairs at a time: less memory, same result")
-    add("--beta", type=number(float, 0), default=0.5, help="of plain DPO; the paper searches .1 .2 .5")
-    add("--easy-phase", type=number(float, 0, 1), default=0.2, help="share of the steps; paper: .1, .2, .5")
-    add("--weight-lr", type=number(float, 0), default=1e-2, help="eta_W; the paper searches 1e-6 to 1e-3")
+    add("--beta", type=number(float, 0), default=0.2, help="of plain DPO; the paper searches .1, .2, .5")
+    add("--easy-phase", type=number(float, 0, 1), default=0.5, help="share of the steps; paper: .1, .2, .5")
+    add("--weight-lr", type=number(float, 0), default=0.1, help="eta_W; the paper searches 1e-6 to 1e-3")
     return parser.parse_args(argv)
 
 
@@ -275,10 +275,9 @@ def main(argv=None) -> list[dict]:
                 own = {"weights": history[-1]["weights"], "history": history, "seconds": seconds}
                 results.append(scores["test"] | own | {"val": scores["val"]["win_rate"]})
             again = alignment.respond(task.policy, task, "test", "after")  # what chance makes of no training
-            decided = unanimous(gold)
-            correct = (rewards.argmax(1) == gold.argmax(1))[decided].double().mean(0)
+            correct = (rewards.argmax(1) == gold.argmax(1))[unanimous(gold)].double()  # without ties
             row = identity | {"kind": "policy", "reward_models": task.reward_models}
-            row |= {"reward_accuracy": correct.tolist(), "n_pairs": int(decided.sum())}
+            row |= {"reward_accuracy": correct.mean(0).tolist(), "n_pairs": len(correct)}
             row |= {"easy_fraction": unanimous(rewards).double().mean().item()}
             row |= {"win_rate_before": score(task.policy, task, before["test"], again)["win_rate"]}
             if len(results) == 1:

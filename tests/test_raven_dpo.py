@@ -461,7 +461,8 @@ def test_what_each_policy_is_trained_on(supervision, monkeypatch):
         return [{"weights": [1.0]}]
 
     monkeypatch.setattr(raven_dpo, "train_policy", recorder)
-    flags = "--epochs 7 --lr 0.25 --ceiling-lr 0.5 --batch-size 5 --micro-batch 2 --beta 0.3 --easy-phase 0.6 --weight-lr 4"
+    flags = "--epochs 7 --lr 0.25 --ceiling-lr 0.5 --batch-size 5 --micro-batch 2 --beta 0.3"
+    flags += " --easy-phase 0.6 --weight-lr 4"
     [row] = raven_dpo.main(["--seeds", "9", "--supervision", supervision, *flags.split(), "--form", "code"])
     rewards, gold = task.rewards, task.gold[..., None]
     expected = {
