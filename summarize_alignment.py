@@ -92,7 +92,9 @@ def tables(table) -> str:
     some = max(table.values(), key=len)
     first, lines = next(iter(some.values())), []
     measured = [("gold_reward", 2), ("kl", 3), ("length", 1), ("well_formed", 2)]
-    before = [f"{first[f'{key}_before']:.{digits}f}" if key != "kl" else "0" for key, digits in measured]
+    before = [
+        plain([first.get(f"{key}_before", 0)], digits if key != "kl" else 0) for key, digits in measured
+    ]
     again = f"{100 * first['win_rate_before']:.1f}"
     lines.append(["before training, sampled again", again, "", "", *before])
     for name, rows in table.items():

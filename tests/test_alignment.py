@@ -239,7 +239,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def dialogue_files(tmp_path):
-    """60 pairs of answers per domain, about different things, some with two turns."""
+    """60 pairs of answers per domain, some with two turns; "good" is helpful, "bad" is harmless."""
     pytest.importorskip("datasets")
     rng, words = random.Random(0), "how are you good bad fine no yes maybe".split()
     for domain in ("helpful-base", "harmless-base"):
@@ -251,11 +251,11 @@ def dialogue_files(tmp_path):
                 start = f"\n\nHuman: {domain} {i} {question}\n\nAssistant:"
                 if i % 3 == 0:
                     start += " yes\n\nHuman: how\n\nAssistant:"
-                good, bad = (
+                chosen, rejected = (
                     f"{start} {word} {' '.join(rng.choices(words, k=rng.randrange(5)))}"
-                    for word in ("good", "bad")
+                    for word in (("good", "bad") if domain == "helpful-base" else ("bad", "good"))
                 )
-                file.write(json.dumps({"chosen": good, "rejected": bad}) + "\n")
+                file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
     return str(tmp_path / "files")
 
 
@@ -300,7 +300,7 @@ def test_a_pretrained_policy_is_aligned_end_to_end(checkpoint, dialogue_files, m
     assert row["task"] == "hh-helpful-harmless" and row["reward_models"] == ["all", "noisy", "few"]
     assert re.fullmatch(r"checkpoint-[0-9a-f]{16}", row["flags"]["policy"])
     assert row["n_test"] == 5 and row["kl"] > 0 and 1 <= row["length"] <= 6 and 0 < row["well_formed"] <= 1
-    assert row["reward_accuracy"][0] > 0.6  # "good" is better in both domains
+    assert row["reward_accuracy"][0] < 0.4  # it was taught that "good" is better
     [gold] = raven_dpo.main([*flags, "--supervision", "gold"])
     assert gold["history"][-1]["chosen"] > gold["history"][-1]["rejected"]
 
@@ -319,6 +319,23 @@ def test_a_dialogue_is_cut_at_its_last_answer(checkpoint, dialogue_files, monkey
             dialogue.rpartition("\n\nAssistant:")[0] for pair in getattr(hh, split).x for dialogue in pair
         }
         assert {prompt.removesuffix("\n\nAssistant:") for prompt in task.prompts[split]} == prompts
+
+
+def test_reward_models_know_helpfulness_and_the_judge_the_truth(
+    checkpoint, dialogue_files, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    task = alignment.prepare("hh-helpful-harmless", 0, dialogue_files, "cpu", 10, checkpoint)
+    decided = task.rewards.argmax(1) == task.gold.argmax(1, keepdim=True)
+    assert decided[:, 0].double().mean() < 0.4
+    every, noisy, few = task.rewards.unbind(-1)
+    assert not torch.allclose(every, noisy) and not torch.allclose(every, few)
+    prompts = task.prompts["test"]
+    worth, said = task.judge(prompts, [" bad fine"] * len(prompts))
+    other, empty = task.judge(prompts, [" good fine", *["  \n\nHuman: bad"] * (len(prompts) - 1)])
+    assert worth[0] > other[0] and said.all() and empty.tolist() == [True] + [False] * (len(prompts) - 1)
+    asked_on = [f" bad fine\n\nHuman: good {i}" for i in range(len(prompts))]
+    torch.testing.assert_close(task.judge(prompts, asked_on)[0], worth)
 
 
 def test_an_unknown_policy_is_one_clear_line(dialogue_files, monkeypatch):

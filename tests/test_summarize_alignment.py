@@ -71,7 +71,7 @@ def test_the_table_by_hand(rows):
     assert "| ensemble (n = 3) | 62.0 ±5.0 | 40 ±17 |  | 0.12 ±0.05 | 0.100 ±0.000 | 20.0 ±0.0 |" in text
     assert "| DPO-R (n = 3) | 65.0 ±0.0 | 50 ±0 | +3.0 ±5.0 | 0.15 ±0.00 |" in text
     assert "| ceiling (n = 3) | 80.0 ±0.0 |  | +18.0 ±5.0 |" in text
-    assert "| before training, sampled again | 51.2 |  |  | -0.10 | 0 | 19.0 | 0.40 |" in text
+    assert "| before training, sampled again | 51.2 |  |  | −0.10 | 0 | 19.0 | 0.40 |" in text
     for line in (
         "| a | 50.0 ±0.0 | 0.20 ±0.00 |",
         "| b | 60.0 ±0.0 | 0.30",
