@@ -25,13 +25,13 @@ What moves the weights: with m the argument of the sigmoid in Eq. 24 and D_j = r
 
     dL/dtheta_j = mean_i -sigmoid(-m) (l_c + l_r) b_c b_r D_j
 
-which is zero where policy = reference. In DPO both log-ratios often fall. Where l_c + l_r < 0 all weights are
-pushed down, most that of the reward model which is clearest about the choice; then the division in Eq. 13
-takes relatively most from the smallest. Nothing in this asks who is right.
+which is zero where policy = reference. In DPO both log-ratios often fall. Where l_c + l_r < 0 a pair pushes
+down the weights of the reward models that agree with its choice, most the clearest; then the division in
+Eq. 13 takes relatively most from the smallest weight. Nothing in this asks who is right.
 
 Differences from the paper and its code:
-- The code has -log sigmoid(b_c (l_c - l_r)): `--form code`. In dL/dtheta l_c - l_r then stands for l_c + l_r,
-  and weight moves *towards* the clearest. Eq. 24 is the default.
+- The code has -log sigmoid(b_c (l_c - l_r)): `--form code`. In dL/dtheta l_c - l_r then stands for l_c + l_r;
+  where it is positive a pair pulls weight *towards* the clearest. Eq. 24 is the default.
 - The easy phase is a share of the steps, not of the epochs, which are few.
 - Beside it: plain DPO on the preferences of one reward model, of the mean of all, of the truth (the ceiling).
 - A small transformer on generated reviews, where the truth is known. `--policy`: any Hugging Face model.

@@ -323,6 +323,7 @@ def test_a_toy_policy_improves(supervision):
 def test_nothing_changes_at_learning_rate_zero():
     """Policy = reference: KL 0, win rate within chance, log-ratios 0, and so weights that stay."""
     task = toy()
+    task.policy.lean.data[0] = 0.7  # so that responses differ in probability
     policy, history = train(task, lr=0.0)
     scores = figures(policy, task)
     assert scores["kl"] == 0 and abs(scores["win_rate"] - 0.5) < 2 * scores["win_interval"]
@@ -489,7 +490,8 @@ def test_what_each_policy_is_trained_on(supervision, monkeypatch):
     assert row["reward_accuracy"] == pytest.approx(right[decided].double().mean(0).tolist())
     assert row["n_pairs"] == decided.sum() < 40 and len(set(row["reward_accuracy"])) == 3
     assert row["easy_fraction"] == raven_dpo.unanimous(rewards).double().mean()
-    assert abs(row["win_rate_before"] - 0.5) < 0.15
+    assert 0 < abs(row["win_rate_before"] - 0.5) < 0.15  # other draws than before, of the same policy
+    assert row["code"] == "-".join(map(models.code_hash, (raven_dpo.__file__, alignment.__file__)))
 
 
 def test_a_row_is_not_computed_again(few_prompts, monkeypatch):
