@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./run_all.sh            every method on its default tasks, which need no download, then the tables and figures
+# ./run_all.sh            every method but raven_dpo on its default tasks, without download; tables and figures
 # ./run_all.sh alignment  the same for methods/raven_dpo.py, which trains policies
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail

@@ -123,8 +123,8 @@ def tables(table) -> str:
     return f"""\
 {task}: win rate in % by gold reward ({JUDGES[task]}) against the policy before
 training; mean ±95 % t-interval over n seeds. All runs share {n} held-out prompts and the responses before
-training, which leaves about ±{half:.1f} in every win rate, though hardly in differences; these are paired by
-seed. Recovered: (win rate − 1/2) / (ceiling − 1/2) in %. KL to the policy before training, in nats. All
+training, which leaves up to about ±{half:.1f} in a win rate, less in differences; these are paired by seed.
+Recovered: (win rate − 1/2) / (ceiling − 1/2) in %. KL to the policy before training, in nats. All
 reward models rank {easy} % of the pairs alike.
 
 {markdown(header, lines)}
