@@ -209,8 +209,8 @@ how many seeds RAVEN's largest weight is on the most accurate weak model.
 # ---------------------------------------------------------------------------------------------------- figures
 
 
-def draw(table, folder: Path) -> None:
-    """accuracy.png, weights.png and severity.png into the folder, each if there are rows for it."""
+def plotting():
+    """matplotlib.pyplot without a window, in the style of all figures; imported here, as it takes a while."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -218,6 +218,12 @@ def draw(table, folder: Path) -> None:
 
     small = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
     pyplot.rcParams.update(small | {"figure.constrained_layout.use": True, "legend.frameon": False})
+    return pyplot
+
+
+def draw(table, folder: Path) -> None:
+    """accuracy.png, weights.png and severity.png into the folder, each if there are rows for it."""
+    pyplot = plotting()
     color = dict(COLUMNS.values())
     free = itertools.cycle(["#2ca02c", "#8c564b", "#e377c2", "#17becf", "#bcbd22"])
     color |= {name: next(free) for name in all_methods(table) if name not in color}
@@ -328,20 +334,24 @@ def draw_severity(pyplot, table, color):
 
 def publish(table, text: str) -> None:
     """results/: rows, tables, figures. And the tables between the two marks in README.md."""
-    folder, readme = HERE / "results", HERE / "README.md"
+    folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     rows = [row for methods in table.values() for by_seed in methods.values() for row in by_seed.values()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tables.md").write_text(text)
     draw(table, folder)
-    before, after = (
-        readme.read_text().split(mark) for mark in ("<!-- tables -->\n", "<!-- end of tables -->")
-    )
-    readme.write_text(f"{before[0]}<!-- tables -->\n{text}<!-- end of tables -->{after[1]}")
+    insert(HERE / "README.md", "tables", text)
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
+def insert(readme: Path, name: str, text: str) -> None:
+    """Puts the text between the marks <!-- NAME --> and <!-- end of NAME -->."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, after = (readme.read_text().split(mark) for mark in (start, end))
+    readme.write_text(f"{before[0]}{start}{text}{end}{after[1]}")
+
+
+def parse_args(argv=None, about=__doc__):
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=about.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where the rows are")
     parser.add_argument("--publish", action="store_true", help="write results/ and the tables in README.md")
     return parser.parse_args(argv)

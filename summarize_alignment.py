@@ -15,7 +15,7 @@ from statistics import mean
 import alignment
 import data
 import models
-from summarize import HERE, interval, markdown, parse_args, percent
+from summarize import HERE, insert, interval, markdown, parse_args, percent, plotting
 
 # Supervision -> name, colour. DPO-R has two controls, which differ from it in one flag.
 NAMES = {
@@ -157,13 +157,7 @@ def samples(table) -> str:
 
 def draw(table, path: Path) -> None:
     """Win rate per variant; gold reward against KL; DPO-R's weights over steps. A dot or line per seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    small = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
-    pyplot.rcParams.update(small | {"figure.constrained_layout.use": True, "legend.frameon": False})
+    pyplot = plotting()
     figure, (wins, frontier, weights) = pyplot.subplots(1, 3, figsize=(10.5, 3))
     names = list(table)
     for y, (name, rows) in enumerate(table.items()):
@@ -198,19 +192,17 @@ def draw(table, path: Path) -> None:
 
 def publish(table, text: str) -> None:
     """results/alignment.{jsonl,md,png}, and the table between the two marks in README.md."""
-    folder, readme = HERE / "results", HERE / "README.md"
+    folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     rows = [row for by_seed in table.values() for row in by_seed.values()]
     (folder / "alignment.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "alignment.md").write_text(f"{text}\n{samples(table)}")
     draw(table, folder / "alignment.png")
-    start, end = "<!-- alignment -->\n", "<!-- end of alignment -->"
-    before, after = (readme.read_text().split(mark) for mark in (start, end))
-    readme.write_text(f"{before[0]}{start}{text}{end}{after[1]}")
+    insert(HERE / "README.md", "alignment", text)
 
 
 def main(argv=None) -> None:
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     found = {task: table for task in alignment.TASKS if (table := read(args.folder, task))}
     if not found:
         raise data.InputError(f"no row of the present code in {args.folder}/raven_dpo.jsonl")
