@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 import data
 import models
+import store
 import text
+import training
 
 TASKS = ["reviews-dpo", "hh-helpful-harmless"]
 NUM_TEST, NUM_VAL = 600, 280  # prompts; of reviews-dpo 2,000 are left for training
@@ -90,7 +92,7 @@ def name(policy: str | None) -> str | None:
 
 def code_hash(method_file: str | Path) -> str:
     """Names the code that a row comes from, this file among it."""
-    return f"{models.code_hash(method_file)}-{models.code_hash(__file__)}"
+    return f"{store.code_hash(method_file)}-{store.code_hash(__file__)}"
 
 
 # ------------------------------------------------------------------------------------------------- sequences
@@ -253,13 +255,13 @@ def fine_tune(steps: int, device: str, code: str) -> dict[str, torch.Tensor]:
     """Weights of the policy before alignment: the pretrained transformer, after reading prompts with reviews,
     of all domains and in any mood, without the held-out prompts. `code` is for the name in the cache only."""
     policy, rng = ReviewPolicy().to(device), random.Random("fine-tuning")
-    weights = models.cached("transformer", models.pretrain_transformer, steps=steps, device=device)
+    weights = store.cached("transformer", models.pretrain_transformer, steps=steps, device=device)
     policy.network.load_state_dict(weights)
     chosen = rng.choices(all_prompts(text.SOURCE) + target_prompts()["train"], k=steps * 3 // 2 * 32)
     tokens = text.encode([f"{prompt} {written(prompt, rng)}" for prompt in chosen]).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
     recipe = {"epochs": 1, "lr": 3e-3, "batch_size": 32, "seed": 0}
-    models.fit(policy.network, tokens[:, :-1], following, progress="fine-tuning on prompts", **recipe)
+    training.fit(policy.network, tokens[:, :-1], following, progress="fine-tuning on prompts", **recipe)
     return policy.state_dict()
 
 
@@ -275,8 +277,8 @@ def reward_model(domain: str, seed: int, device: str) -> Callable:
             y.append(int(b > a))
     model = text.BagOfWords(models.flat(pairs), False, 2, pairs=True).to(device)
     x = models.unflat(model.encode(models.flat(pairs)), True).to(device)
-    models.fit(model, x, torch.tensor(y, device=device), epochs=20, lr=3e-3, batch_size=16, seed=seed)
-    return lambda responses: models.predict(model.bag, model.encode(responses).to(device))[:, 0]
+    training.fit(model, x, torch.tensor(y, device=device), epochs=20, lr=3e-3, batch_size=16, seed=seed)
+    return lambda responses: training.predict(model.bag, model.encode(responses).to(device))[:, 0]
 
 
 def sample_pairs(seed: int, steps: int, device: str, code: str) -> dict[str, torch.Tensor]:
@@ -293,14 +295,14 @@ def sample_pairs(seed: int, steps: int, device: str, code: str) -> dict[str, tor
 
 
 def review_policy(steps: int, device: str) -> ReviewPolicy:
-    policy, code = ReviewPolicy(), models.code_hash(__file__)
-    policy.load_state_dict(models.cached("policy", fine_tune, steps=steps, device=device, code=code))
+    policy, code = ReviewPolicy(), store.code_hash(__file__)
+    policy.load_state_dict(store.cached("policy", fine_tune, steps=steps, device=device, code=code))
     return policy.to(device).eval()
 
 
 def reviews(seed: int, device: str, steps: int) -> Alignment:
-    code = models.code_hash(__file__)
-    found = models.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, code=code)
+    code = store.code_hash(__file__)
+    found = store.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, code=code)
     found = {key: value.to(device) for key, value in found.items()}
     return Alignment(
         policy=review_policy(steps, device),
@@ -377,7 +379,7 @@ def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: st
     for y in targets:
         head = models.LinearHeads(x.shape[-1], 2, 1, pairs=True).to(device)
         recipe = {"epochs": 20, "lr": 1e-3, "batch_size": 128, "seed": 0}
-        models.fit(nn.Sequential(head, nn.Flatten(1)), x[: len(y)], y.to(device), **recipe)
+        training.fit(nn.Sequential(head, nn.Flatten(1)), x[: len(y)], y.to(device), **recipe)
         heads.append(head.linear.requires_grad_(False).cpu())
     return lambda features: torch.cat([head((features - mean) / (std + 1e-6)) for head in heads], dim=1)
 

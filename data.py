@@ -15,6 +15,7 @@ domain), from which the student learns without the ground truth. Settings are ch
     preferences              pairs of reviews of one product, the more favourable preferred; domains: reviews
     preferences-shift        the same; domains: reviews-shift
     hh-helpful-harmless      pairs of answers, the more helpful one preferred -> the more harmless (HH-RLHF)
+    glyphs-distill, ...      whole networks that also get labels: settings.py lists them
     FILE.npz                 outputs of your own models: arrays x, weak_probs, y; optionally split, labels
 """
 
@@ -41,6 +42,8 @@ import text
 SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # upper limits of real text
 TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples would leave little gap
 EMBEDDED = ["glyphs", "glyphs-shift", "reviews", "reviews-shift", "preferences", "preferences-shift"]
+# Tasks of settings.py.
+SETTINGS = r"glyphs-(distill|fewshot|transfer|noisy-(a?symmetric)-(0|1|[01]?\.\d+))|cifar100-distill(-vgg)?"
 DEFAULT_SEVERITY = 0.4
 DOWNLOADS = Path("cache/downloads")
 
@@ -52,26 +55,32 @@ class InputError(Exception):
 class Split(NamedTuple):
     """N samples of one domain."""
 
-    # images (N, 1, 28, 28) in [0, 1]; N texts, or pairs of texts; features (N, D), of a pair (N, 2, D)
+    # images (N, 1, 28, 28) in [0, 1], of cifar100 (N, 3, 32, 32) uint8; N texts, or pairs of texts; features
+    # (N, D), of a pair (N, 2, D)
     x: torch.Tensor | list
     y: torch.Tensor  # (N,) ground truth, int64 in [0, C)
     weak_probs: torch.Tensor | None = None  # (N, M, C) soft labels of M weak models, each row sums to 1
 
 
 class Task(NamedTuple):
-    """One weak-to-strong problem. models.supervise replaces images and texts by features and adds weak_probs.
+    """One weak-to-strong problem. models.supervise adds weak_probs, and where the student is a linear head it
+    replaces images and texts by features.
 
     The class of a pair of responses, 0 or 1, says which is the better one."""
 
     kind: str  # "image", "text", "preference"; "features" of a FILE.npz without pairs
     num_classes: int
-    weak_train: Split | None  # None where the weak models' outputs were given
+    weak_train: Split | None  # None where the weak models' outputs are given, or they learn on strong_train
     strong_train: Split
     val: Split
     test: Split
     weak_models: list[str] = []  # their M names, in the order of weak_probs
-    encoder: str = ""  # what the features come from
+    encoder: str = ""  # what the features come from; of a whole network, its name in images.NETWORKS
     labels: torch.Tensor | None = None  # (N,) handed to the student on strong_train; None: weak labels only
+    network: str = "head"  # the student: a linear "head", or a whole network "from scratch" or "fine-tuned"
+    view: str = ""  # how the student's batches are augmented: settings.View
+    novel: dict[str, Split] = {}  # "val" and "test" samples of classes that are not among the num_classes
+    weights: dict[str, dict] = {}  # of the "teacher", and of the "encoder" from which fine-tuning starts
 
 
 def load(name: str, seed: int, data_dir: str | None = None) -> Task:
@@ -90,6 +99,10 @@ def load(name: str, seed: int, data_dir: str | None = None) -> Task:
     if name == "hh-helpful-harmless":
         source, target = (read_dialogues(domain, data_dir) for domain in ("helpful-base", "harmless-base"))
         return real_text("preference", source, target, seed)
+    if re.fullmatch(SETTINGS, name):
+        import settings  # here, as it builds on this file
+
+        return settings.load(name, seed, data_dir)
     return glyphs_task(severity(name), seed)
 
 
@@ -103,8 +116,14 @@ def check_name(name: str) -> str:
     known = [*EMBEDDED, "mnist-usps", "usps-mnist", "hh-helpful-harmless"]
     if name in known or re.fullmatch(r"amazon-([a-z_]+)-(?!\1$)[a-z_]+", name):
         return name
+    if setting := re.fullmatch(SETTINGS, name):
+        rate = float(setting[3] or 0)
+        if rate <= 1:
+            return name if setting[3] is None else f"glyphs-noisy-{setting[2]}-{rate:g}"
     if severity(name) is None:
-        known += ["glyphs-shift-SEVERITY (0 to 1)", "amazon-SOURCE-TARGET", "FILE.npz"]
+        known += ["glyphs-shift-SEVERITY (0 to 1)", "amazon-SOURCE-TARGET", "glyphs-distill"]
+        known += ["glyphs-noisy-symmetric-RATE", "glyphs-noisy-asymmetric-RATE", "glyphs-fewshot"]
+        known += ["glyphs-transfer", "cifar100-distill", "cifar100-distill-vgg", "FILE.npz"]
         raise InputError(f"unknown task {name!r}; known: {', '.join(known)}")
     return "glyphs" if severity(name) == 0 else f"glyphs-shift-{severity(name):g}".removesuffix("-0.4")
 
@@ -172,14 +191,22 @@ def digits_task(source: dict[str, Split], target: dict[str, Split], seed: int) -
 
 
 def read_digits(domain: str, data_dir: str | None) -> dict[str, Split]:
-    """The data set mnist or usps through torchvision, {"train": Split, "test": Split}, framed alike.
-
-    Reads `data_dir` if given, else a folder under cache/ into which it is downloaded on first use.
-    """
+    """The data set mnist or usps, {"train": Split, "test": Split}, framed alike."""
     from torchvision import datasets  # here, as its import takes a second
 
+    files = {"mnist": "MNIST/raw/{train,t10k}-*-ubyte", "usps": "usps.bz2 and usps.t.bz2"}[domain]
     dataset = {"mnist": datasets.MNIST, "usps": datasets.USPS}[domain]
-    folder = Path(data_dir) if data_dir else DOWNLOADS / domain
+    parts = read_torchvision(dataset, domain, files, data_dir)
+    return {
+        split: Split(frame(torch.as_tensor(part.data)), torch.as_tensor(part.targets))
+        for split, part in parts.items()
+    }
+
+
+def read_torchvision(dataset, name: str, files: str, data_dir: str | None) -> dict:
+    """A data set of torchvision, {"train": ..., "test": ...}, from the `files` in data_dir if that is given,
+    else in a folder under cache/ into which it is downloaded on first use."""
+    folder = Path(data_dir) if data_dir else DOWNLOADS / name
 
     def read(root, download):
         return {
@@ -193,9 +220,8 @@ def read_digits(domain: str, data_dir: str | None) -> dict[str, Split]:
             partial.mkdir(parents=True)
             read(partial, download=True)
             partial.rename(folder)
-        parts = read(folder, download=False)
+        return read(folder, download=False)
     except Exception as error:  # torchvision and what it calls raise many kinds
-        files = {"mnist": "MNIST/raw/{train,t10k}-*-ubyte", "usps": "usps.bz2 and usps.t.bz2"}[domain]
         remedy = (
             "without --data-dir they are downloaded"
             if data_dir
@@ -203,10 +229,6 @@ def read_digits(domain: str, data_dir: str | None) -> dict[str, Split]:
         )
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read {files} in {folder} ({reason}); {remedy}") from error
-    return {
-        split: Split(frame(torch.as_tensor(part.data)), torch.as_tensor(part.targets))
-        for split, part in parts.items()
-    }
 
 
 def frame(pixels: torch.Tensor) -> torch.Tensor:

@@ -113,8 +113,73 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.skip(x))
 
 
-def image_encoder() -> nn.Module:
-    """A small residual CNN: images (N, 1, 28, 28) -> features (N, 384), the last map averaged 2 x 2."""
-    stem = [nn.Conv2d(1, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
-    blocks = [ResidualBlock(24, 24, 1), ResidualBlock(24, 48, 2), ResidualBlock(48, 96, 2)]
+def image_encoder(width=24) -> nn.Module:
+    """A residual CNN: images (N, 1, 28, 28) -> features (N, 16 * width): the last map averaged 2 x 2."""
+    stem = [nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    sizes = ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+    blocks = [ResidualBlock(*size) for size in sizes]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+def residual_net(num_classes, width=16):
+    """The same with a linear layer on top."""
+    return nn.Sequential(*image_encoder(width), nn.Linear(16 * width, num_classes))
+
+
+# Networks for CIFAR-100, as in the literature on distillation; images (N, 3, 32, 32), uint8 or in [0, 1].
+
+
+def normalize():
+    from torchvision.transforms import v2  # here, as its import takes a second
+
+    means, deviations = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100's training images
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(means, deviations)])
+
+
+class BasicBlock(nn.Module):
+    """He et al. 2016; where the shape changes, the shortcut is a 1 x 1 convolution."""
+
+    def __init__(self, inputs, channels, stride):
+        super().__init__()
+        first = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
+        self.body = nn.Sequential(*first, *second)
+        shortcut = nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+        self.skip = nn.Sequential(*(() if inputs == channels else shortcut))
+
+    def forward(self, x):
+        return F.relu(self.body(x) + self.skip(x))
+
+
+def resnet(depth: int, num_classes: int):
+    """ResNet20, 32, 56, ... of three stages with 16, 32 and 64 channels."""
+    stem = [normalize(), nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    blocks, inputs = [], 16
+    for channels in (16, 32, 64):
+        for i in range((depth - 2) // 6):
+            blocks.append(BasicBlock(inputs, channels, 2 if i == 0 and channels > 16 else 1))
+            inputs = channels
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def vgg(convolutions: int, num_classes: int):
+    """VGG8 and VGG13: five stages of 1 or 2 convolutions, the first three halved, the last averaged."""
+    layers, inputs = [normalize()], 3
+    for stage, channels in enumerate((64, 128, 256, 512, 512)):
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+            inputs = channels
+        layers += [nn.MaxPool2d(2)] if stage < 3 else []
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+
+
+# Whole networks by name, num_classes -> network; [:-1] are its features, [-1] is linear.
+NETWORKS = {
+    "narrow CNN": lambda num_classes: residual_net(num_classes, 8),
+    "residual CNN": residual_net,
+    "letters CNN": lambda num_classes: residual_net(num_classes, 24),
+    "resnet20": lambda num_classes: resnet(20, num_classes),
+    "resnet56": lambda num_classes: resnet(56, num_classes),
+    "vgg8": lambda num_classes: vgg(1, num_classes),
+    "vgg13": lambda num_classes: vgg(2, num_classes),
+}

@@ -1,36 +1,29 @@
-"""Students, the plain supervised fit, weak models, pretrained strong encoders, and what a student is given.
+"""Students, their ceiling, weak models, pretrained strong encoders, and what a student is given.
 
-    supervise(name, seed, ...) -> Task with the strong encoder's features and the weak models' weak_probs
+    supervise(name, seed, ...) -> Task with what the student sees and the weak models' weak_probs
 
-What is slow is computed once and kept under cache/, named by a hash of its arguments, of our source text and
-of the torch version: changed code never meets an old result. The networks are in images.py and text.py.
+The networks are in images.py and text.py, how they are trained in training.py. What is slow is computed once
+and kept under cache/: store.py.
 """
 
 import argparse
-import fcntl
-import hashlib
+import copy
 import importlib.util
-import json
 import math
-import os
 import random
-import sys
-import zipfile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import data
 import images
+import settings
+import store
 import text
+import training
 
-CACHE = Path("cache")
 ENCODER_STEPS = 800
-SOURCES = [data.__file__, images.__file__, text.__file__, __file__]  # which every result depends on
-torch.serialization.add_safe_globals([data.Task, data.Split])  # what else than tensors the cache may hold
 
 
 # ------------------------------------------------------------------------------------------------ the student
@@ -59,10 +52,27 @@ class LinearHeads(nn.Module):
         return self.linear(x).unflatten(1, (self.num_students, -1))
 
 
-def make_student(task: data.Task, num_students: int) -> LinearHeads:
-    """The student(s) of a supervised task."""
+class Networks(nn.Module):
+    """S whole networks side by side, which start alike: images (N, ...) -> logits (N, S, C)."""
+
+    def __init__(self, network: nn.Module, num_students: int):
+        super().__init__()
+        self.networks = nn.ModuleList(copy.deepcopy(network) for _ in range(num_students))
+
+    def forward(self, x):
+        return torch.stack([network(x) for network in self.networks], dim=1)
+
+
+def make_student(task: data.Task, num_students: int, seed: int) -> LinearHeads | Networks:
+    """The student(s) of a supervised task, untrained. `seed` also fixes how batches are augmented."""
     x = task.strong_train.x
-    return LinearHeads(x.shape[-1], task.num_classes, num_students, x.dim() == 3).to(x.device)
+    torch.manual_seed(seed)
+    if task.network == "head":
+        return LinearHeads(x.shape[-1], task.num_classes, num_students, x.dim() == 3).to(x.device)
+    network = images.NETWORKS[task.encoder](task.num_classes)
+    if task.network == "fine-tuned":
+        network[:-1].load_state_dict(task.weights["encoder"])
+    return Networks(network, num_students).to(x.device, memory_format=torch.channels_last)
 
 
 def supervisors(weak_probs: torch.Tensor, supervision: str) -> torch.Tensor:
@@ -70,50 +80,41 @@ def supervisors(weak_probs: torch.Tensor, supervision: str) -> torch.Tensor:
     return {"each": weak_probs, "mean": weak_probs.mean(1, keepdim=True)}[supervision]
 
 
-def label_loss(student_logits: torch.Tensor, labels: torch.Tensor | None, batch: torch.Tensor):
-    """Cross-entropy with the labels that a task hands out, summed over the S students; 0 where it has none.
-
-    student_logits (B, S, C); labels (N,) or None; batch (B,) indices into labels.
-    """
-    if labels is None:
-        return 0.0
-    num_students = student_logits.shape[1]
-    targets = labels[batch].repeat_interleave(num_students)
-    return num_students * F.cross_entropy(student_logits.flatten(0, 1), targets)
+def load_teacher(task: data.Task) -> nn.Module:
+    """The teacher of a task of settings.py."""
+    teacher = images.NETWORKS[task.weak_models[0]](task.num_classes)
+    teacher.load_state_dict(task.weights["teacher"])
+    return teacher.to(task.strong_train.x.device, memory_format=torch.channels_last).eval()
 
 
-def fit(model, x, y, *, epochs, lr, batch_size, seed, progress=None):
-    """Supervised training on x (N, ...), y (N,), or y (N, L) for logits (N, C, L): Adam, cosine to 0 over all
-    steps, last epoch returned."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    steps = epochs * -(-len(x) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    model.train()
-    with tqdm(total=steps, desc=progress, disable=None if progress else True) as bar:
-        for _ in range(epochs):
-            for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-                loss = F.cross_entropy(model(x[batch]), y[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-    return model.eval()
+def make_view(task: data.Task) -> settings.View | None:
+    """How teacher and student see a batch of strong_train, None where they see it as it is."""
+    return settings.View(task.view, load_teacher(task)) if task.view else None
 
 
-def train_ceiling(task: data.Task, *, epochs, lr, batch_size, seed) -> nn.Module:
-    """The same student, trained on the ground truth of strong_train."""
-    student = make_student(task, 1)
-    recipe = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-    fit(nn.Sequential(student, nn.Flatten(1)), task.strong_train.x, task.strong_train.y, **recipe)
-    return student
+def few_shot(task: data.Task, student, ceiling) -> dict:
+    """What a row says of classes that nobody was trained on, {} where a task has none: settings.few_shot."""
+    if not task.novel:
+        return {}
+    networks = {"student": student.networks[0], "ceiling": ceiling.networks[0], "weak": load_teacher(task)}
+    return {"few_shot": settings.few_shot(task.novel, networks)}
 
 
-@torch.no_grad()
-def predict(model, x, batch_size=1000):
-    """Outputs of the model for x (N, ...), a batch at a time."""
-    return torch.cat([model(batch) for batch in x.split(batch_size)])
+def train_ceiling(task: data.Task, *, seed, **recipe) -> nn.Module:
+    """The same student, trained on the ground truth of strong_train. It is the same for all methods, and kept
+    in the cache. `recipe`: epochs, lr, batch_size, optimizer."""
+    x, y, _ = task.strong_train
+    student = make_student(task, 1, seed)
+    start = store.digest(x, y, *student.state_dict().values())
+    identity = {"start": start, "view": task.view, "seed": seed, "recipe": recipe}
+
+    def train(**identity):
+        places = {"view": make_view(task), "checkpoint": store.cache_path("training", identity)}
+        training.fit(nn.Sequential(student, nn.Flatten(1)), x, y, seed=seed, **recipe, **places)
+        return student.state_dict()
+
+    student.load_state_dict(store.cached("ceiling", train, **identity))
+    return student.eval()
 
 
 # -------------------------------------------------------------------------------- types of command-line flags
@@ -183,8 +184,8 @@ def image_weak_models(split: data.Split, num_classes: int, seed: int, device: st
     for name, (net, inputs, targets, epochs) in recipes.items():
         torch.manual_seed(seed)
         recipe = {"epochs": epochs, "lr": 1e-3, "batch_size": 64, "seed": seed}
-        model = fit(net(num_classes).to(device), inputs.to(device), targets.to(device), **recipe)
-        weak_models[name] = lambda x, model=model: predict(model, x.to(device))
+        model = training.fit(net(num_classes).to(device), inputs.to(device), targets.to(device), **recipe)
+        weak_models[name] = lambda x, model=model: training.predict(model, x.to(device))
     return weak_models
 
 
@@ -206,11 +207,11 @@ def text_weak_models(split: data.Split, num_classes: int, pairs: bool, seed: int
             raise data.InputError("no word occurs in two texts of the source domain")
 
         def logits(x, model=model):
-            return predict(model, unflat(model.encode(flat(x)), pairs).to(device))
+            return training.predict(model, unflat(model.encode(flat(x)), pairs).to(device))
 
         lr = 3e-3 if pairs else 3e-2  # a reward sums its terms: larger gradients than those of their mean
         recipe = {"epochs": 20, "lr": lr, "batch_size": 16, "seed": seed}
-        fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
+        training.fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
         weak_models[name] = logits
     return weak_models
 
@@ -240,7 +241,7 @@ def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     x = images.render(images.draw_atlas(images.LETTERS), y, severity, generator)
     recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": batch_size, "seed": 0}
     x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
-    fit(model, x, y, progress="pretraining the image encoder", **recipe)
+    training.fit(model, x, y, progress="pretraining the image encoder", **recipe)
     return encoder.state_dict()
 
 
@@ -257,23 +258,23 @@ def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
     tokens = text.encode(corpus).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
     recipe = {"epochs": epochs, "lr": 2e-3, "batch_size": batch_size, "seed": 0}
-    fit(model, tokens[:, :-1], following, progress="pretraining the transformer", **recipe)
+    training.fit(model, tokens[:, :-1], following, progress="pretraining the transformer", **recipe)
     return model.state_dict()
 
 
 def image_features(x: torch.Tensor, steps: int, device: str) -> torch.Tensor:
     """Images (N, 1, 28, 28) -> (N, 384)."""
     encoder = images.image_encoder()
-    encoder.load_state_dict(cached("encoder", pretrain_image_encoder, steps=steps, device=device))
+    encoder.load_state_dict(store.cached("encoder", pretrain_image_encoder, steps=steps, device=device))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
-    return predict(encoder, x.to(device, memory_format=torch.channels_last))
+    return training.predict(encoder, x.to(device, memory_format=torch.channels_last))
 
 
 def transformer_features(texts: list[str], steps: int, device: str) -> torch.Tensor:
     """N generated reviews -> (N, 576)."""
     model = text.CausalTransformer()
-    model.load_state_dict(cached("transformer", pretrain_transformer, steps=steps, device=device))
-    return predict(model.to(device).features, text.encode(texts).to(device))
+    model.load_state_dict(store.cached("transformer", pretrain_transformer, steps=steps, device=device))
+    return training.predict(model.to(device).features, text.encode(texts).to(device))
 
 
 def pretrained_features(name: str, texts: list[str], device: str) -> torch.Tensor:
@@ -281,7 +282,7 @@ def pretrained_features(name: str, texts: list[str], device: str) -> torch.Tenso
     samples than a task uses, once for all seeds. Raises data.InputError where there is no such model."""
     known = sorted(set(texts))
     try:
-        features = cached("pretrained", text.pretrained_features, name=name, texts=known, device=device)
+        features = store.cached("pretrained", text.pretrained_features, name=name, texts=known, device=device)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise data.InputError(f"cannot use --text-encoder {name}: {reason}") from error
@@ -296,7 +297,8 @@ def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_e
     """The task as its student sees it: x features, standardised on strong_train, and weak_probs (N, M, C).
 
     The weak models, trained here on the source domain, label the target splits; the strong encoder describes
-    them. A FILE.npz brings both. Raises data.InputError as data.load does.
+    them. A FILE.npz brings both. In the tasks of settings.py the weak model is a teacher trained on
+    strong_train, and x stay images. Raises data.InputError as data.load does.
     """
     if name.endswith(".npz"):
         task = data.load(name, seed)
@@ -304,19 +306,25 @@ def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_e
         folder = data_dir and str(Path(data_dir).resolve())
         arguments = {"name": name, "seed": seed, "data_dir": folder, "device": device}
         arguments |= {"encoder_steps": encoder_steps, "text_encoder": text_encoder}
-        task = cached("supervision", label_and_encode, **arguments)
-    std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
-    splits = {}
-    for split in ("strong_train", "val", "test"):
-        x, y, weak_probs = getattr(task, split)
-        x = (x - mean) / (std + 1e-6)
-        splits[split] = data.Split(x.to(device), y.to(device), weak_probs.to(device))
-    return task._replace(labels=None if task.labels is None else task.labels.to(device), **splits)
+        task = store.cached("supervision", label_and_encode, **arguments)
+    splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
+    if task.network == "head":
+        std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
+        splits = {key: split._replace(x=(split.x - mean) / (std + 1e-6)) for key, split in splits.items()}
+
+    def move(split):
+        return data.Split(*(None if part is None else part.to(device) for part in split))
+
+    labels = None if task.labels is None else task.labels.to(device)
+    novel = {key: move(split) for key, split in task.novel.items()}
+    return task._replace(labels=labels, novel=novel, **{key: move(split) for key, split in splits.items()})
 
 
 def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) -> data.Task:
     """What `supervise` keeps in the cache: features as the encoder gives them."""
     task = data.load(name, seed, data_dir)
+    if task.network != "head":
+        return label_by_teacher(task, seed, device, encoder_steps)
     splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
     if task.kind == "image":
         encoder = "letters CNN"
@@ -342,69 +350,26 @@ def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) 
     return task._replace(weak_train=None, **names, **splits)
 
 
-# --------------------------------------------------------------------------------------- what is kept on disk
-
-
-def cached(kind: str, function, **arguments):
-    """function(**arguments), read from cache/ if the same code has computed it before."""
-    sources = [Path(file).read_text() for file in SOURCES]
-    folders = [data.row_name(value) for value in arguments.values() if isinstance(value, str)]
-    identity = repr((sorted(arguments.items()), folders, sources, torch.__version__))
-    path = CACHE / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.pt"
-    if path.exists():
-        try:
-            damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at checksums
-            if not damaged:
-                return torch.load(path, weights_only=True)
-        except Exception as error:  # zipfile and torch.load raise many kinds
-            damaged = error
-        print(f"{path} is damaged ({damaged}) and is computed again", file=sys.stderr)
-    value = function(**arguments)
-    write_atomically(path, lambda file: torch.save(value, file))
-    return value
-
-
-def write_atomically(path: Path, write) -> None:
-    """write(file) to a temporary file, then rename it: a run killed at any moment leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def code_hash(method_file: str | Path) -> str:
-    """Names the code that a row of this method comes from."""
-    sources = (Path(file).read_bytes() for file in (method_file, *SOURCES))
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a .jsonl file, none if there is no file. Raises InputError on a line that is no row."""
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for row in rows:
-            if missing := {"method", "task", "seed", "supervision", "code", "flags"} - row.keys():
-                raise ValueError(f"without {', '.join(sorted(missing))}")
-    except (ValueError, AttributeError) as error:
-        raise data.InputError(f"{path} has a line that is no row; mend or remove it ({error})") from error
-    return rows
-
-
-def find_row(out: str, identity: dict) -> dict | None:
-    """The row of OUT/METHOD.jsonl that agrees with `identity` in all it names, or None."""
-    Path(out).mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made costs no training
-    rows = read_rows(Path(out) / f"{identity['method']}.jsonl")
-    return next((row for row in rows if identity.items() <= row.items()), None)
-
-
-def save_row(out: str, row: dict) -> None:
-    """Adds the row to OUT/METHOD.jsonl; several runs may do so at a time."""
-    path = Path(out) / f"{row['method']}.jsonl"
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        lines = "".join(json.dumps(row) + "\n" for row in [*read_rows(path), row])
-        write_atomically(path, lambda file: file.write(lines.encode()))
+def label_by_teacher(task: data.Task, seed: int, device: str, encoder_steps: int) -> data.Task:
+    """A task of settings.py with the labels and the weights of its teacher."""
+    [name] = task.weak_models
+    epochs, lr, _, batch_size, optimizer = settings.TEACHERS[name]
+    torch.manual_seed(seed)
+    teacher = images.NETWORKS[name](task.num_classes).to(device, memory_format=torch.channels_last)
+    x, labels = task.strong_train.x, task.labels
+    checkpoint = store.cache_path("training", {"teacher": store.digest(x, labels), "seed": seed})
+    view = settings.View(task.view, None) if task.view else None
+    training.fit(
+        teacher, x.to(device), labels.to(device), epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
+        optimizer=optimizer, view=view, checkpoint=checkpoint,
+    )  # fmt: skip
+    weights = {"teacher": {key: value.cpu() for key, value in teacher.state_dict().items()}}
+    if task.network == "fine-tuned":
+        arguments = {"steps": encoder_steps, "device": device}
+        weights["encoder"] = store.cached("encoder", pretrain_image_encoder, **arguments)
+    splits = {}
+    for key in ("strong_train", "val", "test"):
+        x, y, _ = getattr(task, key)
+        logits = torch.cat([training.predict(teacher, part.to(device)).cpu() for part in x.split(1000)])
+        splits[key] = data.Split(x, y, logits.softmax(-1)[:, None])
+    return task._replace(weights=weights, **splits)

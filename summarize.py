@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import data
-import models
+import store
 
 HERE = Path(__file__).parent
 # Method and supervision -> name and colour of their column; others keep their name and get a free colour.
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
     """The rows of FOLDER/*.jsonl as table[task][method][seed]. Left out, with a word on stderr: rows of other
     code than the present, and rows with other flags than the latest one of the same task and method. Raises
     InputError where the methods of a task were not run alike."""
-    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in models.read_rows(path)]
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in store.read_rows(path)]
     rows = [row for row in rows if row.get("kind") != "policy"]  # summarize_alignment.py reads these
     latest = {(row["task"], method(row)): setting(row) for row in rows if is_current(row)}
     kept = [row for row in rows if latest.get((row["task"], method(row))) == setting(row)]
@@ -66,7 +66,7 @@ def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
 
 def is_current(row) -> bool:
     path = HERE / "methods" / f"{row['method']}.py"
-    return path.exists() and row["code"] == models.code_hash(path)
+    return path.exists() and row["code"] == store.code_hash(path)
 
 
 def setting(row):

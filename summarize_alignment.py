@@ -14,7 +14,7 @@ from statistics import mean
 
 import alignment
 import data
-import models
+import store
 from summarize import HERE, insert, interval, markdown, parse_args, percent, plotting
 
 # Supervision -> name, colour. DPO-R has two controls, which differ from it in one flag.
@@ -51,7 +51,7 @@ def read(folder: Path, task: str) -> dict[str, dict[int, dict]]:
     latest flags and the code as it stands, with a word on stderr about others. Raises InputError where the
     variants were not run alike."""
     code = alignment.code_hash(HERE / "methods" / "raven_dpo.py")
-    rows = [row for row in models.read_rows(folder / "raven_dpo.jsonl") if row["task"] == task]
+    rows = [row for row in store.read_rows(folder / "raven_dpo.jsonl") if row["task"] == task]
     latest = {variant(row): setting(row) for row in rows if row["code"] == code}
     kept = [row for row in rows if row["code"] == code and latest[variant(row)] == setting(row)]
     if len(kept) < len(rows):

@@ -43,12 +43,14 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and models.py stand in the folder above
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
 import data
 import models
+import settings
+import store
+import training
 
 
 def confidence_weight(
@@ -56,11 +58,58 @@ def confidence_weight(
 ) -> torch.Tensor:
     """b(x), the trust in the student's own prediction, in [0, 1/2]; carries no gradient.
 
-    student_logits, weak_probs (N, C); temperature > 0 -> (N,).
+    student_logits, weak_probs (N, ..., C); temperature > 0 -> (N, ...).
     """
     logits = student_logits.detach()
     weak_class = weak_probs.argmax(-1, keepdim=True)
     return torch.sigmoid((logits.gather(-1, weak_class).squeeze(-1) - logits.amax(-1)) / temperature)
+
+
+def half(student_logits, weak_probs, temperature):
+    """Control: b = 1/2. Arguments and value as in confidence_weight, as of all that follow."""
+    return torch.full_like(weak_probs[..., 0], 0.5)
+
+
+def one(student_logits, weak_probs, temperature):
+    """Control: b = 1, self-training. (With the ramp it still begins with the weak labels.)"""
+    return torch.ones_like(weak_probs[..., 0])
+
+
+def swapped(student_logits, weak_probs, temperature):
+    """Control: 1 - b, so that on disagreement the surer student is trusted the more."""
+    return 1 - confidence_weight(student_logits, weak_probs, temperature)
+
+
+def select(student_logits, weak_probs, temperature):
+    """The label of whichever is more confident instead of a mixture: b is 0 or 1; ties go to the weak model.
+
+    The two confidences are no comparable numbers: one network may simply be sharper. So each is replaced by
+    its rank in the batch: is the student, by its own standards, surer of this sample than the weak model is?
+    That asks for no labels, and no monotone rescaling of either confidence changes it. T is not used.
+    """
+
+    def rank(confidence):  # (N, ...): 0 for the least confident sample of the batch
+        return confidence.argsort(0, stable=True).argsort(0)
+
+    own = torch.log_softmax(student_logits.detach(), dim=-1).amax(-1)
+    return (rank(own) > rank(weak_probs.amax(-1))).to(weak_probs.dtype)
+
+
+BETAS = {"adaptive": confidence_weight, "half": half, "one": one, "swapped": swapped, "select": select}
+
+
+def mixed_loss(
+    student_logits: torch.Tensor, weak_probs: torch.Tensor, b: torch.Tensor, distill_temperature: float
+) -> torch.Tensor:
+    """(1 - b) tau^2 CE_tau(z, q) + b CE(z, e_k), mean over N, in nats.
+
+    student_logits, weak_probs (N, C), rows of weak_probs sum to 1; b (N,), fixed -> scalar.
+    """
+    # log q is the weak logits up to a constant, so this is their softmax at the distillation temperature.
+    softened = torch.softmax(weak_probs.log() / distill_temperature, dim=-1)
+    from_weak = F.cross_entropy(student_logits / distill_temperature, softened, reduction="none")
+    from_self = F.cross_entropy(student_logits, student_logits.argmax(-1), reduction="none")
+    return ((1 - b) * distill_temperature**2 * from_weak + b * from_self).mean()
 
 
 def adaptive_confidence_loss(
@@ -75,11 +124,7 @@ def adaptive_confidence_loss(
     student_logits, weak_probs (N, C), rows of weak_probs sum to 1 -> scalar.
     """
     b = ramp * confidence_weight(student_logits, weak_probs, temperature)
-    # log q is the weak logits up to a constant, so this is their softmax at the distillation temperature.
-    softened = torch.softmax(weak_probs.log() / distill_temperature, dim=-1)
-    from_weak = F.cross_entropy(student_logits / distill_temperature, softened, reduction="none")
-    from_self = F.cross_entropy(student_logits, student_logits.argmax(-1), reduction="none")
-    return ((1 - b) * distill_temperature**2 * from_weak + b * from_self).mean()
+    return mixed_loss(student_logits, weak_probs, b, distill_temperature)
 
 
 def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
@@ -88,31 +133,43 @@ def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
 
 
 def train_student(
-    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed,
-    temperature, distill_temperature, beta_ramp
-) -> None:
-    """Trains S students in place, student s on weak_probs[:, s]: Adam, cosine to 0 over all steps.
+    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, temperature, distill_temperature,
+    beta_ramp, weight=confidence_weight, optimizer="adam", view=None, checkpoint=None
+) -> list[list]:
+    """Trains S students in place, student s on weak_probs[:, s].
 
-    x (N, D), of pairs (N, 2, D); weak_probs (N, S, C); labels (N,) of a task that hands them out, or None.
+    x (N, ...) as the student takes it; weak_probs (N, S, C); labels (N,) of a task that hands them out, or
+    None; weight: one of BETAS; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches,
+    resumable in training.py. Returns, of every epoch, how often students and weak models agreed while it
+    lasted, and the mean of b (with its ramp) where they did not, None if they always did.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
+    history = []
+    state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     num_students = weak_probs.shape[1]
-    steps = epochs * math.ceil(len(x) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for epoch in tqdm(range(epochs), desc="adaptive confidence", disable=None, leave=False):
-        settings = (temperature, distill_temperature, ramp_at(epoch, epochs, beta_ramp))
-        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-            student_logits = student(x[batch])  # (B, S, C)
+    student.train()
+    for epoch in training.resumable(epochs, "adaptive confidence", checkpoint, **state, history=history):
+        ramp = ramp_at(epoch, epochs, beta_ramp)
+        counts = torch.zeros(3, device=weak_probs.device)  # of labels, of disagreements, the sum of b on them
+        for x, weak_probs, labels in batches:
+            student_logits = student(x)  # (B, S, C)
+            b = ramp * weight(student_logits, weak_probs, temperature)  # (B, S)
             # Summed over students, so that each gets the gradient that it would get alone.
-            loss = num_students * adaptive_confidence_loss(
-                student_logits.flatten(0, 1), weak_probs[batch].flatten(0, 1), *settings
+            loss = num_students * mixed_loss(
+                student_logits.flatten(0, 1), weak_probs.flatten(0, 1), b.flatten(), distill_temperature
             )
-            loss = loss + models.label_loss(student_logits, labels, batch)
+            loss = loss + training.label_loss(student_logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            differ = student_logits.argmax(-1) != weak_probs.argmax(-1)
+            counts += torch.stack([torch.ones_like(b).sum(), differ.sum(), (b * differ).sum()])
+        total, differing, trust = counts.tolist()
+        history.append([1 - differing / total, trust / differing if differing else None])
+    student.eval()
+    return history
 
 
 # ---- From here to the next line of dashes: the same text in every method file, held so by a test. ----------
@@ -137,15 +194,16 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     accuracy (RAVEN, Eq. 18).
     """
     x, y, weak_probs = task.test
-    logits = models.predict(student, x)
+    logits = training.predict(student, x)
     if not logits.isfinite().all():
         raise data.InputError("training diverged: lower the learning rates")
     weak, students = accuracy(weak_probs, y), accuracy(logits, y)
-    [best] = accuracy(models.predict(ceiling, x), y)
+    [best] = accuracy(training.predict(ceiling, x), y)
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
     recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
     return {
         "kind": task.kind,
+        "network": task.network,
         "encoder": task.encoder,
         "weak_models": task.weak_models,
         "weak": weak,
@@ -155,8 +213,9 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
         "ceiling": best,
         "pgr": None if None in recovered else mean(recovered),
         "agreement": (logits.argmax(-1) == targets.argmax(-1)).double().mean().item(),
-        "val": mean(accuracy(models.predict(student, task.val.x), task.val.y)),
+        "val": mean(accuracy(training.predict(student, task.val.x), task.val.y)),
         "n_test": len(y),
+        **models.few_shot(task, student, ceiling),
     }
 
 
@@ -174,16 +233,12 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
-    # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
-    add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=3e-5, help="Adam's, of the student")
-    add(
-        "--ceiling-lr",
-        type=number(float, 0),
-        default=1e-3,
-        help="Adam's, of the ceiling: true labels bear more",
-    )
-    add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
+    # Without these, each task has its own: settings.RECIPES, and README, "How the defaults were chosen".
+    of_task = {"default": argparse.SUPPRESS}
+    add("--epochs", type=number(int, 1), **of_task, help="of student and ceiling; of linear heads: 20")
+    add("--lr", type=number(float, 0), **of_task, help="of the student; of linear heads: 3e-5")
+    add("--ceiling-lr", type=number(float, 0), **of_task, help="true labels bear more; linear heads: 1e-3")
+    add("--batch-size", type=number(int, 1), **of_task, help="of linear heads: 128, the papers' value")
     return parser
 
 
@@ -198,7 +253,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
         "supervision": supervision,
         "torch": torch.__version__,
         "device": flags["device"],
-        "code": models.code_hash(__file__),
+        "code": store.code_hash(__file__),
         "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere}
         | {"text_encoder": flags["text_encoder"] and data.row_name(flags["text_encoder"])},
     }
@@ -217,6 +272,7 @@ def parse_args(argv=None):
         default=8.0,
         help="T; Eq. 2: 1, the authors' code: .25 to 8",
     )
+    add("--beta", choices=[*BETAS], default="adaptive", help="b(x) of Eq. 2, or one of its controls")
     add("--beta-ramp", type=number(float, 0, 1), default=0.5, help="share of the epochs; code: 0 or .25")
     add(
         "--distill-temperature", type=number(float, 1e-3), default=1.0, help="tau; code: 1 to 20, with labels"
@@ -229,28 +285,32 @@ def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     rows = []
     for name, seed in itertools.product(args.task, args.seeds):
-        identity = row_identity(args.supervision, name, seed, vars(args))
-        row = models.find_row(args.out, identity)
+        flags = settings.recipe(name) | vars(args)
+        identity = row_identity(args.supervision, name, seed, flags)
+        row = store.find_row(args.out, identity)
         if row is None:
             task = models.supervise(
                 name, seed, args.data_dir, args.device, args.encoder_steps, args.text_encoder
             )
-            recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
+            recipe = {key: flags[key] for key in ("epochs", "batch_size", "optimizer")} | {"seed": seed}
+            ceiling = models.train_ceiling(task, lr=flags["ceiling_lr"], **recipe)
             x, _, weak_probs = task.strong_train
             weak_probs = models.supervisors(weak_probs, args.supervision)
-            student = models.make_student(task, weak_probs.shape[1])
+            student = models.make_student(task, weak_probs.shape[1], seed)
             start = time.perf_counter()
-            train_student(
-                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe,
+            history = train_student(
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=flags["lr"], **recipe,
                 temperature=args.temperature, distill_temperature=args.distill_temperature,
-                beta_ramp=args.beta_ramp
+                beta_ramp=args.beta_ramp, weight=BETAS[args.beta],
+                view=models.make_view(task), checkpoint=store.cache_path("training", identity)
             )
             seconds = time.perf_counter() - start
-            ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)
             targets = models.supervisors(task.test.weak_probs, args.supervision)
             row = identity | score(task, student, ceiling, targets)
+            agreement, trust = zip(*history)
+            row["agreement_history"], row["disagreement_beta_history"] = list(agreement), list(trust)
             row["seconds"] = round(seconds, 2)  # of training the student
-            models.save_row(args.out, row)
+            store.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows

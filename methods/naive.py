@@ -35,12 +35,14 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and models.py stand in the folder above
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
 import data
 import models
+import settings
+import store
+import training
 
 
 def naive_loss(student_logits: torch.Tensor, weak_probs: torch.Tensor) -> torch.Tensor:
@@ -51,26 +53,31 @@ def naive_loss(student_logits: torch.Tensor, weak_probs: torch.Tensor) -> torch.
     return F.cross_entropy(student_logits, weak_probs)
 
 
-def train_student(*, student, x, weak_probs, labels, epochs, lr, batch_size, seed) -> None:
-    """Trains S students in place, student s on weak_probs[:, s]: Adam, cosine to 0 over all steps.
+def train_student(
+    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed,
+    optimizer="adam", view=None, checkpoint=None
+) -> None:
+    """Trains S students in place, student s on weak_probs[:, s].
 
-    x (N, D), of pairs (N, 2, D); weak_probs (N, S, C); labels (N,) of a task that hands them out, or None.
+    x (N, ...) as the student takes it; weak_probs (N, S, C); labels (N,) of a task that hands them out, or
+    None; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches, resumable in training.py.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
+    state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     num_students = weak_probs.shape[1]
-    steps = epochs * math.ceil(len(x) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in tqdm(range(epochs), desc="naive", disable=None, leave=False):
-        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-            student_logits = student(x[batch])  # (B, S, C)
+    student.train()
+    for _ in training.resumable(epochs, "naive", checkpoint, **state):
+        for x, weak_probs, labels in batches:
+            student_logits = student(x)  # (B, S, C)
             # Summed over students, so that each gets the gradient that it would get alone.
-            loss = num_students * naive_loss(student_logits.flatten(0, 1), weak_probs[batch].flatten(0, 1))
-            loss = loss + models.label_loss(student_logits, labels, batch)
+            loss = num_students * naive_loss(student_logits.flatten(0, 1), weak_probs.flatten(0, 1))
+            loss = loss + training.label_loss(student_logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+    student.eval()
 
 
 # ---- From here to the next line of dashes: the same text in every method file, held so by a test. ----------
@@ -95,15 +102,16 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     accuracy (RAVEN, Eq. 18).
     """
     x, y, weak_probs = task.test
-    logits = models.predict(student, x)
+    logits = training.predict(student, x)
     if not logits.isfinite().all():
         raise data.InputError("training diverged: lower the learning rates")
     weak, students = accuracy(weak_probs, y), accuracy(logits, y)
-    [best] = accuracy(models.predict(ceiling, x), y)
+    [best] = accuracy(training.predict(ceiling, x), y)
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
     recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
     return {
         "kind": task.kind,
+        "network": task.network,
         "encoder": task.encoder,
         "weak_models": task.weak_models,
         "weak": weak,
@@ -113,8 +121,9 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
         "ceiling": best,
         "pgr": None if None in recovered else mean(recovered),
         "agreement": (logits.argmax(-1) == targets.argmax(-1)).double().mean().item(),
-        "val": mean(accuracy(models.predict(student, task.val.x), task.val.y)),
+        "val": mean(accuracy(training.predict(student, task.val.x), task.val.y)),
         "n_test": len(y),
+        **models.few_shot(task, student, ceiling),
     }
 
 
@@ -132,16 +141,12 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
-    # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
-    add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=3e-5, help="Adam's, of the student")
-    add(
-        "--ceiling-lr",
-        type=number(float, 0),
-        default=1e-3,
-        help="Adam's, of the ceiling: true labels bear more",
-    )
-    add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
+    # Without these, each task has its own: settings.RECIPES, and README, "How the defaults were chosen".
+    of_task = {"default": argparse.SUPPRESS}
+    add("--epochs", type=number(int, 1), **of_task, help="of student and ceiling; of linear heads: 20")
+    add("--lr", type=number(float, 0), **of_task, help="of the student; of linear heads: 3e-5")
+    add("--ceiling-lr", type=number(float, 0), **of_task, help="true labels bear more; linear heads: 1e-3")
+    add("--batch-size", type=number(int, 1), **of_task, help="of linear heads: 128, the papers' value")
     return parser
 
 
@@ -156,7 +161,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
         "supervision": supervision,
         "torch": torch.__version__,
         "device": flags["device"],
-        "code": models.code_hash(__file__),
+        "code": store.code_hash(__file__),
         "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere}
         | {"text_encoder": flags["text_encoder"] and data.row_name(flags["text_encoder"])},
     }
@@ -178,26 +183,28 @@ def main(argv=None) -> list[dict]:
     args = parse_args(argv)
     rows = []
     for name, seed in itertools.product(args.task, args.seeds):
-        identity = row_identity(args.supervision, name, seed, vars(args))
-        row = models.find_row(args.out, identity)
+        flags = settings.recipe(name) | vars(args)
+        identity = row_identity(args.supervision, name, seed, flags)
+        row = store.find_row(args.out, identity)
         if row is None:
             task = models.supervise(
                 name, seed, args.data_dir, args.device, args.encoder_steps, args.text_encoder
             )
-            recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
+            recipe = {key: flags[key] for key in ("epochs", "batch_size", "optimizer")} | {"seed": seed}
+            ceiling = models.train_ceiling(task, lr=flags["ceiling_lr"], **recipe)
             x, _, weak_probs = task.strong_train
             weak_probs = models.supervisors(weak_probs, args.supervision)
-            student = models.make_student(task, weak_probs.shape[1])
+            student = models.make_student(task, weak_probs.shape[1], seed)
             start = time.perf_counter()
             train_student(
-                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=flags["lr"], **recipe,
+                view=models.make_view(task), checkpoint=store.cache_path("training", identity)
             )
             seconds = time.perf_counter() - start
-            ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)
             targets = models.supervisors(task.test.weak_probs, args.supervision)
             row = identity | score(task, student, ceiling, targets)
             row["seconds"] = round(seconds, 2)  # of training the student
-            models.save_row(args.out, row)
+            store.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows

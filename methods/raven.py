@@ -31,8 +31,8 @@ follow whether or not it is right: look at `weights` beside `weak` in the rows.
 
 Differences from the paper:
 - The student is a linear head on the standardised features of a frozen encoder.
-- Preferences: the paper trains a policy with DPO-R (Eq. 24) and reports win rates. Here the student is a
-  reward model, trained on the combined soft preference and scored by the share of pairs that it ranks right.
+- Preferences: the paper trains a policy with DPO-R (Eq. 24): see raven_dpo.py. Here the student is a reward
+  model, trained on the combined soft preference and scored by the share of pairs that it ranks right.
 - One setting of the flags serves all tasks, where the paper searches a grid for each.
 - Where a task hands out labels, their cross-entropy is added, unmasked.
 
@@ -52,12 +52,14 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and models.py stand in the folder above
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
 import data
 import models
+import settings
+import store
+import training
 
 
 def combine(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -108,29 +110,31 @@ def project(weights: torch.Tensor) -> torch.Tensor:
 
 
 def train_student(
-    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, weight_lr, easy_phase,
-    combination
+    *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, weight_lr, easy_phase, combination,
+    optimizer="adam", view=None, checkpoint=None
 ) -> torch.Tensor:
-    """Trains the student in place (Adam, cosine to 0 over all steps) and the weights with it (SGD).
+    """Trains the student in place, and the weights with it (SGD).
 
-    x (N, D), of pairs (N, 2, D); weak_probs (N, M, C); labels (N,) of a task that hands them out, or None.
+    x (N, ...) as the student takes it; weak_probs (N, M, C); labels (N,) of a task that hands them out, or
+    None; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches, resumable in training.py.
     Returns the weights before the first and after every epoch, (epochs + 1, M).
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
     num_weak = weak_probs.shape[1]
     weights = torch.full((num_weak,), 1 / num_weak, device=x.device, requires_grad=True)
     weight_history = [weights.detach().clone()]  # clones, as the weights change in place
-    easy = unanimous(weak_probs)
-    steps = epochs * math.ceil(len(x) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for epoch in tqdm(range(epochs), desc="raven", disable=None, leave=False):
+    state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
+    state |= {"weights": weights, "weight_history": weight_history}
+    student.train()
+    for epoch in training.resumable(epochs, "raven", checkpoint, **state):
         in_easy_phase = epoch < easy_phase * epochs
-        keep = easy if in_easy_phase else torch.ones_like(easy)
-        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-            student_logits = student(x[batch])  # (B, 1, C)
-            loss = raven_loss(student_logits[:, 0], weak_probs[batch], weights, keep[batch], combination)
-            loss = loss + models.label_loss(student_logits, labels, batch)
+        for x, weak_probs, labels in batches:
+            student_logits = student(x)  # (B, 1, C)
+            easy = unanimous(weak_probs)
+            keep = easy if in_easy_phase else torch.ones_like(easy)
+            loss = raven_loss(student_logits[:, 0], weak_probs, weights, keep, combination)
+            loss = loss + training.label_loss(student_logits, labels)
             optimizer.zero_grad()
             weights.grad = None
             loss.backward()
@@ -140,6 +144,7 @@ def train_student(
                 with torch.no_grad():
                     weights.copy_(project(weights - weight_lr * weights.grad))
         weight_history.append(weights.detach().clone())
+    student.eval()
     return torch.stack(weight_history)
 
 
@@ -165,15 +170,16 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     accuracy (RAVEN, Eq. 18).
     """
     x, y, weak_probs = task.test
-    logits = models.predict(student, x)
+    logits = training.predict(student, x)
     if not logits.isfinite().all():
         raise data.InputError("training diverged: lower the learning rates")
     weak, students = accuracy(weak_probs, y), accuracy(logits, y)
-    [best] = accuracy(models.predict(ceiling, x), y)
+    [best] = accuracy(training.predict(ceiling, x), y)
     teachers = weak if len(students) == len(weak) else [mean(weak)] * len(students)
     recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
     return {
         "kind": task.kind,
+        "network": task.network,
         "encoder": task.encoder,
         "weak_models": task.weak_models,
         "weak": weak,
@@ -183,8 +189,9 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
         "ceiling": best,
         "pgr": None if None in recovered else mean(recovered),
         "agreement": (logits.argmax(-1) == targets.argmax(-1)).double().mean().item(),
-        "val": mean(accuracy(models.predict(student, task.val.x), task.val.y)),
+        "val": mean(accuracy(training.predict(student, task.val.x), task.val.y)),
         "n_test": len(y),
+        **models.few_shot(task, student, ceiling),
     }
 
 
@@ -202,16 +209,12 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
-    # Chosen on the validation data of glyphs-shift: README, "How the defaults were chosen".
-    add("--epochs", type=number(int, 1), default=20, help="of student and ceiling")
-    add("--lr", type=number(float, 0), default=3e-5, help="Adam's, of the student")
-    add(
-        "--ceiling-lr",
-        type=number(float, 0),
-        default=1e-3,
-        help="Adam's, of the ceiling: true labels bear more",
-    )
-    add("--batch-size", type=number(int, 1), default=128, help="the papers' value")
+    # Without these, each task has its own: settings.RECIPES, and README, "How the defaults were chosen".
+    of_task = {"default": argparse.SUPPRESS}
+    add("--epochs", type=number(int, 1), **of_task, help="of student and ceiling; of linear heads: 20")
+    add("--lr", type=number(float, 0), **of_task, help="of the student; of linear heads: 3e-5")
+    add("--ceiling-lr", type=number(float, 0), **of_task, help="true labels bear more; linear heads: 1e-3")
+    add("--batch-size", type=number(int, 1), **of_task, help="of linear heads: 128, the papers' value")
     return parser
 
 
@@ -226,7 +229,7 @@ def row_identity(supervision: str, task: str, seed: int, flags: dict) -> dict:
         "supervision": supervision,
         "torch": torch.__version__,
         "device": flags["device"],
-        "code": models.code_hash(__file__),
+        "code": store.code_hash(__file__),
         "flags": {flag: value for flag, value in flags.items() if flag not in elsewhere}
         | {"text_encoder": flags["text_encoder"] and data.row_name(flags["text_encoder"])},
     }
@@ -250,25 +253,27 @@ def main(argv=None) -> list[dict]:
     rows = []
     for name, seed in itertools.product(args.task, args.seeds):
         # "weighted": from all weak models by learned weights, neither from "each" nor from their "mean".
-        identity = row_identity("weighted", name, seed, vars(args))
-        row = models.find_row(args.out, identity)
+        flags = settings.recipe(name) | vars(args)
+        identity = row_identity("weighted", name, seed, flags)
+        row = store.find_row(args.out, identity)
         if row is None:
             task = models.supervise(
                 name, seed, args.data_dir, args.device, args.encoder_steps, args.text_encoder
             )
-            recipe = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": seed}
+            recipe = {key: flags[key] for key in ("epochs", "batch_size", "optimizer")} | {"seed": seed}
+            ceiling = models.train_ceiling(task, lr=flags["ceiling_lr"], **recipe)
             x, _, weak_probs = task.strong_train
             usual = "logits" if task.kind in ("text", "preference") else "probs"
             combined = usual if args.combine == "auto" else args.combine
             combination = {"probs": combine, "logits": combine_logits}[combined]
-            student = models.make_student(task, 1)
+            student = models.make_student(task, 1, seed)
             start = time.perf_counter()
             weight_history = train_student(
-                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=args.lr, **recipe,
-                weight_lr=args.weight_lr, easy_phase=args.easy_phase, combination=combination
+                student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=flags["lr"], **recipe,
+                weight_lr=args.weight_lr, easy_phase=args.easy_phase, combination=combination,
+                view=models.make_view(task), checkpoint=store.cache_path("training", identity)
             )
             seconds = time.perf_counter() - start
-            ceiling = models.train_ceiling(task, lr=args.ceiling_lr, **recipe)
             targets = combination(task.test.weak_probs, weight_history[-1])[:, None]
             row = identity | score(task, student, ceiling, targets)
             easy = unanimous(weak_probs)
@@ -278,7 +283,7 @@ def main(argv=None) -> list[dict]:
             row["easy_fraction"] = easy.double().mean().item()
             row["easy_classes"] = weak_probs[easy, 0].argmax(-1).bincount(minlength=task.num_classes).tolist()
             row["seconds"] = round(seconds, 2)  # of training the student
-            models.save_row(args.out, row)
+            store.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows

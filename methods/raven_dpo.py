@@ -61,6 +61,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the oth
 import alignment
 import data
 import models
+import store
 
 
 def own_logits(logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
@@ -257,7 +258,7 @@ def main(argv=None) -> list[dict]:
             "code": alignment.code_hash(__file__),
             "flags": recipe | {"encoder_steps": args.encoder_steps, "policy": alignment.name(args.policy)},
         }
-        row = models.find_row(args.out, identity)
+        row = store.find_row(args.out, identity)
         if row is None:
             task = alignment.prepare(name, seed, args.data_dir, args.device, args.encoder_steps, args.policy)
             rewards, gold = task.rewards, task.gold[..., None]
@@ -286,7 +287,7 @@ def main(argv=None) -> list[dict]:
                 figures = [key for key, value in results[0].items() if isinstance(value, int | float)]
                 row |= {key: mean(result[key] for result in results) for key in figures}
                 row["policies"] = results
-            models.save_row(args.out, row)
+            store.save_row(args.out, row)
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows

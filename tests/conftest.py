@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import models
+import store
 
 ROOT = Path(__file__).resolve().parents[1]
 # raven_dpo trains a policy: other flags, other rows, tests of its own.
@@ -24,7 +24,7 @@ def cache(tmp_path_factory):
 def in_an_empty_folder(tmp_path, monkeypatch, cache):
     """Nothing a test writes lands in the repository, and what is slow is computed once."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "CACHE", cache)
+    monkeypatch.setattr(store, "CACHE", cache)
 
 
 @pytest.fixture(scope="session")

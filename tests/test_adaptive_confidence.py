@@ -5,10 +5,11 @@ import naive
 import pytest
 import torch
 import torch.nn.functional as F
-from adaptive_confidence import adaptive_confidence_loss, confidence_weight, ramp_at
+from adaptive_confidence import BETAS, adaptive_confidence_loss, confidence_weight, mixed_loss, ramp_at
 from conftest import gradient, random_problem
 
 import models
+import training
 
 
 def problem():
@@ -148,9 +149,8 @@ def test_gradient_with_labels():
     """The loop's sum of both terms on one sample: dL/dz = (p - e_y) + (1-b) (p - q) + b (p - e_k)."""
     student_logits, weak_probs = problem()
     labels = torch.arange(len(student_logits)) % 5
-    batch = torch.arange(len(student_logits))
     _, grad = gradient(
-        lambda z: adaptive_confidence_loss(z, weak_probs) + models.label_loss(z[:, None], labels, batch),
+        lambda z: adaptive_confidence_loss(z, weak_probs) + training.label_loss(z[:, None], labels),
         student_logits,
     )
     b = confidence_weight(student_logits, weak_probs, 1.0)[:, None]
@@ -178,13 +178,21 @@ def train(method, n=300, **settings):
 def test_every_setting_reaches_the_loss_in_every_epoch(monkeypatch):
     calls = []
 
-    def spy(student_logits, weak_probs, *settings):
-        calls.append((len(student_logits), *settings))
-        return adaptive_confidence_loss(student_logits, weak_probs, *settings)
+    def weight(student_logits, weak_probs, temperature):
+        b = confidence_weight(student_logits, weak_probs, temperature)
+        calls.append((temperature, student_logits.shape, b))
+        return b
 
-    monkeypatch.setattr(adaptive_confidence, "adaptive_confidence_loss", spy)
-    train(adaptive_confidence, n=32, epochs=4, temperature=8.0, distill_temperature=3.0, beta_ramp=0.5)
-    assert calls == [(96, 8.0, 3.0, ramp) for ramp in (0.0, 0.5, 1.0, 1.0)]
+    def spy(student_logits, weak_probs, b, distill_temperature):
+        calls.append((distill_temperature, len(student_logits), b))
+        return mixed_loss(student_logits, weak_probs, b, distill_temperature)
+
+    monkeypatch.setattr(adaptive_confidence, "mixed_loss", spy)
+    settings = {"temperature": 8.0, "distill_temperature": 3.0, "beta_ramp": 0.5, "weight": weight}
+    train(adaptive_confidence, n=32, epochs=4, **settings)
+    for ramp, asked, used in zip((0.0, 0.5, 1.0, 1.0), calls[::2], calls[1::2], strict=True):
+        assert asked[:2] == (8.0, (32, 3, 5)) and used[:2] == (3.0, 96)
+        torch.testing.assert_close(used[2], ramp * asked[2].flatten())
 
 
 def test_without_trust_in_itself_it_is_naive():

@@ -11,8 +11,9 @@ from conftest import ROOT
 
 import alignment
 import data
-import models
+import store
 import text
+import training
 
 # ------------------------------------------------------------------------------------ prompts and gold reward
 
@@ -171,7 +172,7 @@ def test_pairs_of_the_task(monkeypatch, tmp_path):
     """Two responses to each training prompt; rewards and truth are of these texts; the seed decides."""
     known = alignment.target_prompts()
     monkeypatch.setattr(alignment, "target_prompts", lambda: known | {"train": known["train"][:30]})
-    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     task = alignment.prepare("reviews-dpo", 0, None, "cpu", 10, None)
     assert task.pairs.tokens.shape[:2] == (30, 2) and task.rewards.shape == (30, 2, 3)
     models_of = [alignment.reward_model(domain, 0, "cpu") for domain in text.SOURCE]
@@ -194,7 +195,7 @@ def test_pairs_of_the_task(monkeypatch, tmp_path):
 
 def test_reward_models_of_other_seeds_learn_from_other_pairs(monkeypatch):
     seen = []
-    monkeypatch.setattr(models, "fit", lambda model, x, y, **etc: seen.append((x, y)))
+    monkeypatch.setattr(training, "fit", lambda model, x, y, **etc: seen.append((x, y)))
     for domain, seed in (("books", 0), ("books", 0), ("books", 1), ("films", 0)):
         alignment.reward_model(domain, seed, "cpu")
     assert torch.equal(seen[0][0], seen[1][0]) and len(seen[0][1]) == alignment.SOURCE_PAIRS
@@ -297,7 +298,7 @@ def test_a_pretrained_policy_in_any_company(checkpoint):
 def test_a_pretrained_policy_is_aligned_end_to_end(checkpoint, dialogue_files, monkeypatch, tmp_path):
     import raven_dpo
 
-    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(alignment, "NUM_TEST", 5)
     monkeypatch.setattr(alignment.PretrainedPolicy, "longest", 6)
     flags = "--task hh-helpful-harmless --seeds 0 --epochs 2 --lr 1e-3 --batch-size 8 --device cpu"
@@ -312,7 +313,7 @@ def test_a_pretrained_policy_is_aligned_end_to_end(checkpoint, dialogue_files, m
 
 
 def test_a_dialogue_is_cut_at_its_last_answer(checkpoint, dialogue_files, monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     task = alignment.prepare("hh-helpful-harmless", 0, dialogue_files, "cpu", 10, checkpoint)
     hh = data.load("hh-helpful-harmless", 0, dialogue_files)
     assert task.gold.argmax(1).tolist() == hh.strong_train.y.tolist()
@@ -330,7 +331,7 @@ def test_a_dialogue_is_cut_at_its_last_answer(checkpoint, dialogue_files, monkey
 def test_reward_models_know_helpfulness_and_the_judge_the_truth(
     checkpoint, dialogue_files, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     task = alignment.prepare("hh-helpful-harmless", 0, dialogue_files, "cpu", 10, checkpoint)
     decided = task.rewards.argmax(1) == task.gold.argmax(1, keepdim=True)
     assert decided[:, 0].double().mean() < 0.4
@@ -358,7 +359,7 @@ def test_copied_out_with_its_modules_it_runs(tmp_path):
     import subprocess
     import sys
 
-    for file in (ROOT / "methods" / "raven_dpo.py", ROOT / "alignment.py", *models.SOURCES):
+    for file in (ROOT / "methods" / "raven_dpo.py", ROOT / "alignment.py", *store.SOURCES):
         shutil.copy(file, tmp_path)
     command = [sys.executable, "raven_dpo.py", "--help"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

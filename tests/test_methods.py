@@ -18,6 +18,8 @@ from conftest import BRIEF, METHODS, ROOT
 
 import data
 import models
+import store
+import training
 
 
 def run(method):
@@ -45,7 +47,7 @@ def test_a_small_run_end_to_end(method, task, capsys):
     """An embedded task through every stage: a complete row, printed, kept, and bitwise the same again."""
     command = ["--task", task, "--seeds", "0", *BRIEF]
     [row] = run(method)([*command, "--out", "a"])
-    assert json.loads(capsys.readouterr().out) == row == models.read_rows(data.Path(f"a/{method}.jsonl"))[0]
+    assert json.loads(capsys.readouterr().out) == row == store.read_rows(data.Path(f"a/{method}.jsonl"))[0]
     assert (row["method"], row["task"], row["seed"], row["n_test"]) == (method, task, 0, 2000)
     assert row["weak_models"] == WEAK_MODELS[task] and len(row["weak"]) == 3
     assert task.startswith({"image": "glyphs", "text": "reviews", "preference": "preferences"}[row["kind"]])
@@ -131,12 +133,12 @@ def test_what_the_student_is_trained_on(method, arrays, monkeypatch):
     for weight in seen["weight"].split(4):
         assert torch.equal(weight, alone)
     ceiling = models.train_ceiling(task, epochs=2, lr=0.25, batch_size=16, seed=3)
-    assert row["ceiling"] == module.accuracy(models.predict(ceiling, task.test.x), task.test.y)[0]
+    assert row["ceiling"] == module.accuracy(training.predict(ceiling, task.test.x), task.test.y)[0]
     # The agreement is with the labels that supervised the student in the end.
     targets = task.test.weak_probs
     if "weights" in row:
         targets = (targets * torch.tensor(row["weights"])[:, None]).sum(1, keepdim=True)
-    predicted = models.predict(seen["student"], task.test.x).argmax(-1)
+    predicted = training.predict(seen["student"], task.test.x).argmax(-1)
     assert row["agreement"] == pytest.approx((predicted == targets.argmax(-1)).double().mean().item())
     assert row["weak_confidence"] == pytest.approx(task.test.weak_probs.max(-1).values.mean(0).tolist())
 
@@ -154,10 +156,10 @@ def test_labels_reach_the_student(method, arrays):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_divergence_is_bad_input_not_a_row(method, npz, monkeypatch):
-    monkeypatch.setattr(models, "predict", lambda student, x: torch.full((len(x), 3, 4), torch.nan))
+    monkeypatch.setattr(training, "predict", lambda student, x: torch.full((len(x), 3, 4), torch.nan))
     with pytest.raises(data.InputError, match="diverged"):
         run(method)(["--task", npz, "--seeds", "0"])
-    assert not models.read_rows(data.Path(f"runs/{method}.jsonl"))
+    assert not store.read_rows(data.Path(f"runs/{method}.jsonl"))
 
 
 # --------------------------------------------------------------------------------------------------- figures
@@ -248,7 +250,7 @@ def test_a_bad_file_does_not_cost_the_rows_before_it(npz, tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"no zip")
     with pytest.raises(data.InputError):
         naive.main(["--task", npz, "bad.npz", "--seeds", "0"])
-    assert len(models.read_rows(tmp_path / "runs" / "naive.jsonl")) == 1
+    assert len(store.read_rows(tmp_path / "runs" / "naive.jsonl")) == 1
 
 
 def test_a_killed_run_continues(npz, tmp_path):
@@ -262,7 +264,7 @@ def test_a_killed_run_continues(npz, tmp_path):
         time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        kept = models.read_rows(tmp_path / "runs" / "raven.jsonl")
+        kept = store.read_rows(tmp_path / "runs" / "raven.jsonl")
         assert rows_before_the_kill <= len(kept) <= 8
     import raven
 
@@ -270,7 +272,7 @@ def test_a_killed_run_continues(npz, tmp_path):
     whole = raven.main([*map(str, command[1:]), "--out", "unbroken"])
     strip = [{**row, "seconds": 0} for row in resumed], [{**row, "seconds": 0} for row in whole]
     assert strip[0] == strip[1]
-    assert len(models.read_rows(tmp_path / "runs" / "raven.jsonl")) == 8
+    assert len(store.read_rows(tmp_path / "runs" / "raven.jsonl")) == 8
 
 
 # ------------------------------------------------------------------------------------------- shape of a file
@@ -301,7 +303,7 @@ def test_a_method_imports_no_other_method(method):
 def test_copied_out_with_data_and_models_it_runs(method, npz, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    for file in (ROOT / "methods" / f"{method}.py", *models.SOURCES):
+    for file in (ROOT / "methods" / f"{method}.py", *store.SOURCES):
         shutil.copy(file, folder)
     result = script(f"{method}.py", "--task", npz, "--seeds", "0", cwd=folder)
     assert result.returncode == 0, result.stderr

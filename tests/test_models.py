@@ -9,7 +9,9 @@ from conftest import ROOT, random_problem
 import data
 import images
 import models
+import store
 import text
+import training
 
 
 def test_heads_start_alike_and_do_not_touch():
@@ -43,12 +45,14 @@ def test_supervisors():
 
 
 def test_label_loss():
-    logits, labels = torch.randn(4, 2, 3), torch.tensor([9, 9, 0, 2, 1, 0])
-    batch = torch.tensor([2, 3, 4, 5])
-    assert models.label_loss(logits, None, batch) == 0
+    logits, labels = torch.randn(4, 2, 3), torch.tensor([0, 2, 1, 0])
+    assert training.label_loss(logits, None) == 0
     log_p = logits.log_softmax(-1)
-    expected = -sum(log_p[i, s, labels[batch[i]]] for i in range(4) for s in range(2)) / 4
-    torch.testing.assert_close(models.label_loss(logits, labels, batch), expected)
+    expected = -sum(log_p[i, s, labels[i]] for i in range(4) for s in range(2)) / 4
+    torch.testing.assert_close(training.label_loss(logits, labels), expected)
+    mixed = torch.rand(4, 3).softmax(-1)
+    expected = -sum(mixed[i] @ log_p[i, s] for i in range(4) for s in range(2)) / 4
+    torch.testing.assert_close(training.label_loss(logits, mixed), expected)
 
 
 def test_fit_learns_and_is_fixed_by_the_seed():
@@ -58,8 +62,8 @@ def test_fit_learns_and_is_fixed_by_the_seed():
     def train(seed):
         student = models.LinearHeads(6, 2, 1, False)
         model = torch.nn.Sequential(student, torch.nn.Flatten(1))
-        models.fit(model, x, y, epochs=5, lr=0.05, batch_size=32, seed=seed)
-        assert (models.predict(model, x).argmax(-1) == y).float().mean() > 0.95
+        training.fit(model, x, y, epochs=5, lr=0.05, batch_size=32, seed=seed)
+        assert (training.predict(model, x).argmax(-1) == y).float().mean() > 0.95
         return student.linear.weight
 
     assert torch.equal(train(0), train(0)) and not torch.equal(train(0), train(1))
@@ -67,7 +71,7 @@ def test_fit_learns_and_is_fixed_by_the_seed():
 
 def test_predict_in_pieces_is_predict_at_once():
     model, x = torch.nn.Linear(3, 2), torch.randn(2500, 3)
-    torch.testing.assert_close(models.predict(model, x), model(x).detach())
+    torch.testing.assert_close(training.predict(model, x), model(x).detach())
 
 
 def test_strong_encoder_is_pretrained_on_letters_only(monkeypatch):
@@ -111,7 +115,7 @@ def test_nobody_sees_what_is_not_for_them(monkeypatch):
     monkeypatch.setattr(models, "image_weak_models", spy)
     monkeypatch.setattr(images, "image_encoder", lambda: torch.nn.Flatten())
     monkeypatch.setattr(models, "pretrain_image_encoder", lambda steps, device: {})
-    monkeypatch.setattr(models, "CACHE", data.Path("cache"))
+    monkeypatch.setattr(store, "CACHE", data.Path("cache"))
     supervised = models.supervise("glyphs", 0, None, "cpu", encoder_steps=1)
     assert len(seen) == 1 and all(torch.equal(a, b) for a, b in zip(seen[0][:2], task.weak_train[:2]))
     for split in ("strong_train", "val", "test"):
@@ -131,7 +135,7 @@ def test_ceiling_is_naive_on_the_truth_of_strong_train(npz):
     recipe = {"epochs": 3, "lr": 0.03, "batch_size": 16, "seed": 0}
     ceiling = models.train_ceiling(task, **recipe)
     x, y, _ = task.strong_train
-    student = models.make_student(task, 1)
+    student = models.make_student(task, 1, 0)
     truth = torch.nn.functional.one_hot(y, 4).float()[:, None]
     naive.train_student(student=student, x=x, weak_probs=truth, labels=None, **recipe)
     torch.testing.assert_close(ceiling.linear.weight, student.linear.weight)
@@ -140,7 +144,7 @@ def test_ceiling_is_naive_on_the_truth_of_strong_train(npz):
 def test_ceiling_is_the_student_with_the_truth(npz):
     task = models.supervise(npz, 0, None, "cpu", 10)
     ceiling = models.train_ceiling(task, epochs=30, lr=0.03, batch_size=16, seed=0)
-    assert (models.predict(ceiling, task.test.x)[:, 0].argmax(-1) == task.test.y).float().mean() > 0.9
+    assert (training.predict(ceiling, task.test.x)[:, 0].argmax(-1) == task.test.y).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", ["cuda:77", "abacus", ""])
@@ -154,14 +158,14 @@ def test_a_device_that_is_not_here(name):
 
 
 def test_cache_depends_on_arguments_and_code_and_survives_damage(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     calls = []
 
     def square(n):
         calls.append(n)
         return {"value": torch.full((1000,), n * n)}
 
-    assert [models.cached("square", square, n=n)["value"][0].item() for n in (2, 3, 2, 3)] == [4, 9, 4, 9]
+    assert [store.cached("square", square, n=n)["value"][0].item() for n in (2, 3, 2, 3)] == [4, 9, 4, 9]
     assert calls == [2, 3]
     files = sorted((tmp_path / "cache").iterdir())
     assert len(files) == 2
@@ -170,24 +174,24 @@ def test_cache_depends_on_arguments_and_code_and_survives_damage(monkeypatch, ca
     flipped[len(whole) // 2] ^= 1
     for number, damage in enumerate((whole[:50], bytes(flipped)), start=3):
         files[0].write_bytes(damage)
-        assert [models.cached("square", square, n=n)["value"][0].item() for n in (2, 3)] == [4, 9]
+        assert [store.cached("square", square, n=n)["value"][0].item() for n in (2, 3)] == [4, 9]
         assert len(calls) == number and "damaged" in capsys.readouterr().err
     for position in range(0, len(whole), 23):  # wherever the damage is: no traceback, no other value
         flipped = bytearray(whole)
         flipped[position] ^= 0b1000
         files[0].write_bytes(flipped)
-        assert sorted(models.cached("square", square, n=n)["value"][0].item() for n in (2, 3)) == [4, 9]
+        assert sorted(store.cached("square", square, n=n)["value"][0].item() for n in (2, 3)) == [4, 9]
     calls.clear()
     changed = tmp_path / "text.py"
     changed.write_text(data.Path(text.__file__).read_text() + "# changed")
-    monkeypatch.setattr(models, "SOURCES", [*models.SOURCES[:-1], changed])
-    models.cached("square", square, n=2)
+    monkeypatch.setattr(store, "SOURCES", [*store.SOURCES[:-1], changed])
+    store.cached("square", square, n=2)
     assert calls == [2]
 
 
 WRITE_SLOWLY = """
 import pathlib, sys, time
-import models
+import store
 
 def write(file):
     file.write(b"half")
@@ -195,16 +199,16 @@ def write(file):
     print("writing", flush=True)
     time.sleep(60)
 
-models.write_atomically(pathlib.Path(sys.argv[1]), write)
+store.write_atomically(pathlib.Path(sys.argv[1]), write)
 """
 
 SAVE_ROWS = """
 import sys
-import models
+import store
 
 row = {"method": "m", "task": "t", "supervision": "each", "code": "c", "flags": {}}
 for seed in range(20):
-    models.save_row("out", row | {"seed": seed, "process": sys.argv[1]})
+    store.save_row("out", row | {"seed": seed, "process": sys.argv[1]})
 """
 
 
@@ -221,10 +225,10 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     process.kill()
     process.communicate()
     assert path.read_text() == "whole"
-    models.write_atomically(path, lambda file: file.write(b"new"))
+    store.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_text() == "new"
     with pytest.raises(ZeroDivisionError):
-        models.write_atomically(path, lambda file: 1 / 0)
+        store.write_atomically(path, lambda file: 1 / 0)
     assert path.read_text() == "new" and len(list(tmp_path.glob("*.partial"))) == 1  # the killed one's
 
 
@@ -234,7 +238,7 @@ def test_two_processes_lose_no_row():
     for process in processes:
         assert process.wait() == 0
         process.stdout.close()
-    rows = models.read_rows(data.Path("out/m.jsonl"))
+    rows = store.read_rows(data.Path("out/m.jsonl"))
     assert sorted((row["process"], row["seed"]) for row in rows) == [(p, s) for p in "ab" for s in range(20)]
 
 
@@ -247,15 +251,15 @@ def test_rows_are_found_by_identity():
         "code": "c",
         "flags": {"lr": 0.1},
     }
-    assert models.find_row("out", identity) is None
-    models.save_row("out", identity | {"student": 0.5})
-    models.save_row("out", identity | {"seed": 1, "student": 0.6})
-    assert models.find_row("out", identity)["student"] == 0.5
-    assert models.find_row("out", identity | {"seed": 1})["student"] == 0.6
-    assert models.find_row("out", identity | {"flags": {"lr": 0.2}}) is None
-    assert len(models.read_rows(data.Path("out/m.jsonl"))) == 2
+    assert store.find_row("out", identity) is None
+    store.save_row("out", identity | {"student": 0.5})
+    store.save_row("out", identity | {"seed": 1, "student": 0.6})
+    assert store.find_row("out", identity)["student"] == 0.5
+    assert store.find_row("out", identity | {"seed": 1})["student"] == 0.6
+    assert store.find_row("out", identity | {"flags": {"lr": 0.2}}) is None
+    assert len(store.read_rows(data.Path("out/m.jsonl"))) == 2
     whole = data.Path("out/m.jsonl").read_bytes()
     for line in (b'{"method": "m", "ta', b"3", b"{}", b"[]", b"\xff\xfe"):
         data.Path("out/m.jsonl").write_bytes(whole + line + b"\n")
         with pytest.raises(data.InputError, match="no row"):
-            models.save_row("out", identity)
+            store.save_row("out", identity)

@@ -6,6 +6,7 @@ import torch
 from conftest import gradient, random_problem
 
 import models
+import training
 
 
 def test_loss_and_gradient_against_a_loop():
@@ -99,4 +100,4 @@ def test_a_student_recovers_more_than_its_teacher():
         batch_size=64,
         seed=0,
     )
-    assert naive.accuracy(models.predict(student, x), y)[0] > 0.9 > 0.65 > (weak == y).float().mean()
+    assert naive.accuracy(training.predict(student, x), y)[0] > 0.9 > 0.65 > (weak == y).float().mean()

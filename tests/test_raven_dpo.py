@@ -13,6 +13,7 @@ from torch import nn
 import alignment
 import data
 import models
+import store
 
 
 def random_pairs(n=6, m=3, seed=0):
@@ -420,7 +421,7 @@ def few_prompts(monkeypatch, tmp_path):
     known = alignment.target_prompts()
     few = {"train": known["train"][:40], "val": known["val"][:10], "test": known["test"][:20]}
     monkeypatch.setattr(alignment, "target_prompts", lambda: few)
-    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     return "--encoder-steps 10 --epochs 1 --seeds 0 --device cpu".split()
 
 
@@ -436,7 +437,7 @@ def test_the_script_end_to_end(few_prompts, capsys):
         assert row["reward_models"] == ["books", "films", "games"] and len(row["reward_accuracy"]) == 3
         policies = row.get("policies", [row])
         assert all(len(policy["weights"]) == (3 if supervision == "raven" else 1) for policy in policies)
-    assert models.read_rows(data.Path("a/raven_dpo.jsonl")) == list(rows.values())
+    assert store.read_rows(data.Path("a/raven_dpo.jsonl")) == list(rows.values())
     assert len(rows["one"]["policies"]) == 3 and "policies" not in rows["mean"]
     wins = [policy["win_rate"] for policy in rows["one"]["policies"]]
     assert len({policy["history"][-1]["chosen"] for policy in rows["one"]["policies"]}) == 3
@@ -491,7 +492,7 @@ def test_what_each_policy_is_trained_on(supervision, monkeypatch):
     assert row["n_pairs"] == decided.sum() < 40 and len(set(row["reward_accuracy"])) == 3
     assert row["easy_fraction"] == raven_dpo.unanimous(rewards).double().mean()
     assert 0 < abs(row["win_rate_before"] - 0.5) < 0.15  # other draws than before, of the same policy
-    assert row["code"] == "-".join(map(models.code_hash, (raven_dpo.__file__, alignment.__file__)))
+    assert row["code"] == "-".join(map(store.code_hash, (raven_dpo.__file__, alignment.__file__)))
 
 
 def test_a_row_is_not_computed_again(few_prompts, monkeypatch):

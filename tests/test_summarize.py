@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 import data
-import models
+import store
 import summarize
 
 
@@ -20,7 +20,7 @@ def make_row(
         "supervision": supervision,
         "torch": "0",
         "device": "cpu",
-        "code": models.code_hash(ROOT / "methods" / f"{method}.py"),
+        "code": store.code_hash(ROOT / "methods" / f"{method}.py"),
         "flags": {"lr": 0.1, "own": 1},
         "kind": "image",
         "encoder": "e",
@@ -145,7 +145,7 @@ def test_publishing(rows, monkeypatch, capsys):
     )
     for figure in ("accuracy.png", "weights.png", "severity.png"):
         assert (results / figure).read_bytes()[:4] == b"\x89PNG" == data.Path("runs", figure).read_bytes()[:4]
-    assert len(models.read_rows(results / "rows.jsonl")) == 18
+    assert len(store.read_rows(results / "rows.jsonl")) == 18
 
 
 def test_kinds_have_tables_of_their_own(rows, monkeypatch):

@@ -14,7 +14,9 @@ from conftest import ROOT
 
 import data
 import models
+import store
 import text
+import training
 
 
 def read(review: str) -> int:
@@ -175,9 +177,9 @@ def test_pretraining_sees_all_domains_and_learns_to_predict(monkeypatch):
     seen = []
     encode = text.encode
     monkeypatch.setattr(text, "encode", lambda texts: seen.extend(texts) or encode(texts))
-    fit, trained_on = models.fit, []
+    fit, trained_on = training.fit, []
     monkeypatch.setattr(
-        models, "fit", lambda m, x, y, **etc: trained_on.extend((x, y)) or fit(m, x, y, **etc)
+        training, "fit", lambda m, x, y, **etc: trained_on.extend((x, y)) or fit(m, x, y, **etc)
     )
     weights = models.pretrain_transformer(steps=25, device="cpu")
     x, following = trained_on
@@ -385,7 +387,7 @@ def test_other_data_give_another_row(amazon, monkeypatch):
     import naive
 
     monkeypatch.chdir(amazon.parent)
-    monkeypatch.setattr(models, "CACHE", data.Path("cache"))
+    monkeypatch.setattr(store, "CACHE", data.Path("cache"))
     command = "--task amazon-books-kitchen --seeds 0 --epochs 1 --data-dir files".split()
     [first] = naive.main(command)
     assert naive.main(command) == [first]
@@ -547,7 +549,7 @@ def test_a_pretrained_model_reads_texts_alike_in_any_company(checkpoint):
 def test_a_pretrained_model_serves_a_method_and_is_read_once(checkpoint, amazon, monkeypatch):
     import naive
 
-    monkeypatch.setattr(models, "CACHE", data.Path("cache"))
+    monkeypatch.setattr(store, "CACHE", data.Path("cache"))
     calls = []
     read_texts = text.pretrained_features
     monkeypatch.setattr(
