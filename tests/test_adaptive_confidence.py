@@ -5,7 +5,7 @@ import naive
 import pytest
 import torch
 import torch.nn.functional as F
-from adaptive_confidence import BETAS, adaptive_confidence_loss, confidence_weight, mixed_loss, ramp_at
+from adaptive_confidence import adaptive_confidence_loss, confidence_weight, mixed_loss, ramp_at
 from conftest import gradient, random_problem
 
 import models
