@@ -4,7 +4,7 @@
     glyphs-noisy-symmetric-RATE    noisy labels: each is, at RATE, one of the other nine classes
     glyphs-noisy-asymmetric-RATE   2 becomes 7, 3 becomes 8, 5 and 6 each other, 7 becomes 1, each at RATE
     glyphs-fewshot                 few-shot: letters a-z with labels; scored on digits, classes it never saw
-    glyphs-transfer                transfer: the encoder pretrained on letters is fine-tuned on digits
+    glyphs-transfer                transfer: the encoder pretrained on letters is fine-tuned on 500 digits
     cifar100-distill               distillation as published: ResNet20 -> ResNet56
     cifar100-distill-vgg           VGG8 -> VGG13, with AutoAugment and mixup
 
@@ -52,13 +52,13 @@ class Recipe(NamedTuple):
 # How each was chosen: README, "How the defaults were chosen".
 RECIPES = {
     "cifar100": Recipe(240, 0.2, 0.2, 512, "sgd"),
-    "glyphs-transfer": Recipe(10, 1e-3, 1e-3, 64),
-    "glyphs-(distill|noisy|fewshot)": Recipe(15, 3e-3, 3e-3, 128),
+    "glyphs-transfer": Recipe(20, 1e-3, 1e-3, 64),
+    "glyphs-(distill|noisy|fewshot)": Recipe(15, 1e-2, 1e-2, 128),
     "": Recipe(20, 3e-5, 1e-3, 128),  # a linear head, of every other task
 }
 TEACHERS = {
     "narrow CNN": Recipe(15, 3e-3, 3e-3, 64),
-    "residual CNN": Recipe(15, 3e-3, 3e-3, 128),
+    "residual CNN": Recipe(30, 3e-3, 3e-3, 64),
     "resnet20": RECIPES["cifar100"],
     "vgg8": RECIPES["cifar100"],
 }
@@ -76,9 +76,10 @@ def load(name: str, seed: int, data_dir: str | None) -> data.Task:
     generator = torch.Generator().manual_seed(seed)
     few_shot, transfer = name == "glyphs-fewshot", name == "glyphs-transfer"
     classes = BASE if few_shot else images.DIGITS
+    sizes = SIZES | ({"strong_train": 500} if transfer else {})
     splits = {
         split: draw(classes, torch.randint(len(classes), (size,), generator=generator), generator)
-        for split, size in SIZES.items()
+        for split, size in sizes.items()
     }
     labels = splits["strong_train"].y
     if "noisy" in name:

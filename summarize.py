@@ -23,6 +23,8 @@ HERE = Path(__file__).parent
 COLUMNS = {
     "naive each": ("naive", "#888888"),
     "naive mean": ("ensemble", "#1f77b4"),
+    "confidence each": ("Conf", "#8c564b"),
+    "confidence mean": ("Conf on ensemble", "#2ca02c"),
     "adaptive_confidence each": ("AdaptConf", "#ff7f0e"),
     "adaptive_confidence mean": ("AdaptConf on ensemble", "#d62728"),
     "raven weighted": ("RAVEN", "#6a3d9a"),
@@ -42,12 +44,25 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values), T975[min(n - 1, 30) - 1] * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
-def read(folder: Path) -> dict[str, dict[str, dict[int, dict]]]:
-    """The rows of FOLDER/*.jsonl as table[task][method][seed]. Left out, with a word on stderr: rows of other
-    code than the present, and rows with other flags than the latest one of the same task and method. Raises
-    InputError where the methods of a task were not run alike."""
-    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in store.read_rows(path)]
-    rows = [row for row in rows if row.get("kind") != "policy"]  # summarize_alignment.py reads these
+def learns_from_weak_labels_only(row) -> bool:
+    """Rows of whole networks and of controls are for summarize_settings.py, policies for another summary."""
+    return row.get("network") == "head" and row["flags"].get("beta", "adaptive") == "adaptive"
+
+
+def method(row) -> str:
+    """The name of a row's column."""
+    key = f"{row['method']} {row['supervision']}"
+    return COLUMNS[key][0] if key in COLUMNS else key.removesuffix(" each").replace("_", " ")
+
+
+Table = dict[str, dict[str, dict[int, dict]]]  # table[task][method][seed] is a row
+
+
+def read(folder: Path, wanted=learns_from_weak_labels_only, method=method) -> Table:
+    """The `wanted` rows of FOLDER/*.jsonl. Left out, with a word on stderr: rows of other code than the
+    present, and rows with other flags than the latest one of the same task and method. Raises InputError
+    where the methods of a task were not run alike."""
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in store.read_rows(path) if wanted(row)]
     latest = {(row["task"], method(row)): setting(row) for row in rows if is_current(row)}
     kept = [row for row in rows if latest.get((row["task"], method(row))) == setting(row)]
     if len(kept) < len(rows):
@@ -77,12 +92,6 @@ def recipe(row) -> dict:
     return {"torch": row["torch"], "device": row["device"]} | {
         flag: row["flags"].get(flag) for flag in RECIPE
     }
-
-
-def method(row) -> str:
-    """The name of a row's column."""
-    key = f"{row['method']} {row['supervision']}"
-    return COLUMNS[key][0] if key in COLUMNS else key.removesuffix(" each").replace("_", " ")
 
 
 def order(row):
@@ -225,7 +234,7 @@ def draw(table, folder: Path) -> None:
     """accuracy.png, weights.png and severity.png into the folder, each if there are rows for it."""
     pyplot = plotting()
     color = dict(COLUMNS.values())
-    free = itertools.cycle(["#2ca02c", "#8c564b", "#e377c2", "#17becf", "#bcbd22"])
+    free = itertools.cycle(["#e377c2", "#17becf", "#bcbd22"])
     color |= {name: next(free) for name in all_methods(table) if name not in color}
     # The severities between and beyond the two main rendered tasks are for the third figure.
     main = {task: methods for task, methods in table.items() if not task.startswith("glyphs-shift-")}

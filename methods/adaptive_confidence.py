@@ -89,7 +89,7 @@ def select(student_logits, weak_probs, temperature):
     """
 
     def rank(confidence):  # (N, ...): 0 for the least confident sample of the batch
-        return confidence.argsort(0, stable=True).argsort(0)
+        return confidence.argsort(dim=0, stable=True).argsort(dim=0)
 
     own = torch.log_softmax(student_logits.detach(), dim=-1).amax(-1)
     return (rank(own) > rank(weak_probs.amax(-1))).to(weak_probs.dtype)

@@ -61,7 +61,7 @@ def own_class(student_logits: torch.Tensor, weak_probs: torch.Tensor, balanced: 
     if student_logits.shape[-1] != 2:
         raise ValueError(f"balanced needs two classes, not {student_logits.shape[-1]}")
     margin = (student_logits[..., 0] - student_logits[..., 1]).detach()
-    rank = margin.argsort(0, stable=True).argsort(0)  # 0 for the smallest p_0 of the batch
+    rank = margin.argsort(dim=0, stable=True).argsort(dim=0)  # 0 for the smallest p_0 of the batch
     return (rank < weak_probs[..., 1].mean(0) * (len(rank) - 1)).long()
 
 
