@@ -42,8 +42,8 @@ import text
 SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # upper limits of real text
 TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples would leave little gap
 EMBEDDED = ["glyphs", "glyphs-shift", "reviews", "reviews-shift", "preferences", "preferences-shift"]
-# Tasks of settings.py.
-SETTINGS = r"glyphs-(distill|fewshot|transfer|noisy-(a?symmetric)-(0|1|[01]?\.\d+))|cifar100-distill(-vgg)?"
+# Tasks whose student is a whole network: settings.py.
+NETWORK_TASKS = r"glyphs-(distill|fewshot|transfer|noisy-(a?symmetric)-(0?\.\d+|0|1))|cifar100-distill(-vgg)?"
 DEFAULT_SEVERITY = 0.4
 DOWNLOADS = Path("cache/downloads")
 
@@ -75,10 +75,10 @@ class Task(NamedTuple):
     val: Split
     test: Split
     weak_models: list[str] = []  # their M names, in the order of weak_probs
-    encoder: str = ""  # what the features come from; of a whole network, its name in images.NETWORKS
+    encoder: str = ""  # what the features come from; where x stay images, the student in images.NETWORKS
     labels: torch.Tensor | None = None  # (N,) handed to the student on strong_train; None: weak labels only
-    network: str = "head"  # the student: a linear "head", or a whole network "from scratch" or "fine-tuned"
-    view: str = ""  # how the student's batches are augmented: settings.View
+    student_kind: str = "head"  # a linear "head", or a whole network, "from scratch" or "fine-tuned"
+    augmentation: str = ""  # of the student's batches: settings.View
     novel: dict[str, Split] = {}  # "val" and "test" samples of classes that are not among the num_classes
     weights: dict[str, dict] = {}  # of the "teacher", and of the "encoder" from which fine-tuning starts
 
@@ -99,7 +99,7 @@ def load(name: str, seed: int, data_dir: str | None = None) -> Task:
     if name == "hh-helpful-harmless":
         source, target = (read_dialogues(domain, data_dir) for domain in ("helpful-base", "harmless-base"))
         return real_text("preference", source, target, seed)
-    if re.fullmatch(SETTINGS, name):
+    if re.fullmatch(NETWORK_TASKS, name):
         import settings  # here, as it builds on this file
 
         return settings.load(name, seed, data_dir)
@@ -116,13 +116,12 @@ def check_name(name: str) -> str:
     known = [*EMBEDDED, "mnist-usps", "usps-mnist", "hh-helpful-harmless"]
     if name in known or re.fullmatch(r"amazon-([a-z_]+)-(?!\1$)[a-z_]+", name):
         return name
-    if setting := re.fullmatch(SETTINGS, name):
-        rate = float(setting[3] or 0)
-        if rate <= 1:
-            return name if setting[3] is None else f"glyphs-noisy-{setting[2]}-{rate:g}"
+    if match := re.fullmatch(NETWORK_TASKS, name):
+        return f"glyphs-noisy-{match[2]}-{float(match[3]):g}" if match[3] else name
     if severity(name) is None:
         known += ["glyphs-shift-SEVERITY (0 to 1)", "amazon-SOURCE-TARGET", "glyphs-distill"]
-        known += ["glyphs-noisy-symmetric-RATE", "glyphs-noisy-asymmetric-RATE", "glyphs-fewshot"]
+        known += [f"glyphs-noisy-{kind}-RATE (0 to 1)" for kind in ("symmetric", "asymmetric")]
+        known += ["glyphs-fewshot"]
         known += ["glyphs-transfer", "cifar100-distill", "cifar100-distill-vgg", "FILE.npz"]
         raise InputError(f"unknown task {name!r}; known: {', '.join(known)}")
     return "glyphs" if severity(name) == 0 else f"glyphs-shift-{severity(name):g}".removesuffix("-0.4")
@@ -227,7 +226,7 @@ def read_torchvision(dataset, name: str, files: str, data_dir: str | None) -> di
             if data_dir
             else "or give a folder that has them: --data-dir"
         )
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
         raise InputError(f"cannot read {files} in {folder} ({reason}); {remedy}") from error
 
 

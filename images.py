@@ -1,6 +1,7 @@
 """Images: characters drawn in many typefaces, more or less shifted, and the networks that look at them."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.skip(x))
 
 
-def image_encoder(width=24) -> nn.Module:
+def image_encoder(width: int) -> nn.Module:
     """A residual CNN: images (N, 1, 28, 28) -> features (N, 16 * width): the last map averaged 2 x 2."""
     stem = [nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     sizes = ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
@@ -121,7 +122,7 @@ def image_encoder(width=24) -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
-def residual_net(num_classes, width=16):
+def residual_net(width: int, num_classes: int):
     """The same with a linear layer on top."""
     return nn.Sequential(*image_encoder(width), nn.Linear(16 * width, num_classes))
 
@@ -175,11 +176,11 @@ def vgg(convolutions: int, num_classes: int):
 
 # Whole networks by name, num_classes -> network; [:-1] are its features, [-1] is linear.
 NETWORKS = {
-    "narrow CNN": lambda num_classes: residual_net(num_classes, 8),
-    "residual CNN": residual_net,
-    "letters CNN": lambda num_classes: residual_net(num_classes, 24),
-    "resnet20": lambda num_classes: resnet(20, num_classes),
-    "resnet56": lambda num_classes: resnet(56, num_classes),
-    "vgg8": lambda num_classes: vgg(1, num_classes),
-    "vgg13": lambda num_classes: vgg(2, num_classes),
+    "narrow CNN": partial(residual_net, 8),
+    "residual CNN": partial(residual_net, 16),
+    "letters CNN": partial(residual_net, 24),
+    "resnet20": partial(resnet, 20),
+    "resnet56": partial(resnet, 56),
+    "vgg8": partial(vgg, 1),
+    "vgg13": partial(vgg, 2),
 }

@@ -67,10 +67,10 @@ def make_student(task: data.Task, num_students: int, seed: int) -> LinearHeads |
     """The student(s) of a supervised task, untrained. `seed` also fixes how batches are augmented."""
     x = task.strong_train.x
     torch.manual_seed(seed)
-    if task.network == "head":
+    if task.student_kind == "head":
         return LinearHeads(x.shape[-1], task.num_classes, num_students, x.dim() == 3).to(x.device)
     network = images.NETWORKS[task.encoder](task.num_classes)
-    if task.network == "fine-tuned":
+    if task.student_kind == "fine-tuned":
         network[:-1].load_state_dict(task.weights["encoder"])
     return Networks(network, num_students).to(x.device, memory_format=torch.channels_last)
 
@@ -78,6 +78,17 @@ def make_student(task: data.Task, num_students: int, seed: int) -> LinearHeads |
 def supervisors(weak_probs: torch.Tensor, supervision: str) -> torch.Tensor:
     """What S students learn from, (N, M, C) -> (N, S, C): "each" weak model or the "mean" of their labels."""
     return {"each": weak_probs, "mean": weak_probs.mean(1, keepdim=True)}[supervision]
+
+
+def labels_alone(task: data.Task, **recipe) -> dict:
+    """What a row says of the student that learns from the labels handed out alone, by the ceiling's recipe.
+    {} where there are none, or where they are the truth: then that student is the ceiling."""
+    x, y, weak_probs = task.strong_train
+    if task.labels is None or torch.equal(task.labels, y):
+        return {}
+    student = train_ceiling(task._replace(strong_train=data.Split(x, task.labels, weak_probs)), **recipe)
+    predicted = training.predict(student, task.test.x)[:, 0].argmax(-1)
+    return {"labels_alone": (predicted == task.test.y).double().mean().item()}
 
 
 def load_teacher(task: data.Task) -> nn.Module:
@@ -89,7 +100,7 @@ def load_teacher(task: data.Task) -> nn.Module:
 
 def make_view(task: data.Task) -> settings.View | None:
     """How teacher and student see a batch of strong_train, None where they see it as it is."""
-    return settings.View(task.view, load_teacher(task)) if task.view else None
+    return settings.View(task.augmentation, load_teacher(task)) if task.augmentation else None
 
 
 def few_shot(task: data.Task, student, ceiling) -> dict:
@@ -106,11 +117,13 @@ def train_ceiling(task: data.Task, *, seed, **recipe) -> nn.Module:
     x, y, _ = task.strong_train
     student = make_student(task, 1, seed)
     start = store.digest(x, y, *student.state_dict().values())
-    identity = {"start": start, "view": task.view, "seed": seed, "recipe": recipe}
+    identity = {"start": start, "augmentation": task.augmentation, "device": str(x.device)}
+    identity |= {"seed": seed, "recipe": recipe}
 
     def train(**identity):
-        places = {"view": make_view(task), "checkpoint": store.cache_path("training", identity)}
-        training.fit(nn.Sequential(student, nn.Flatten(1)), x, y, seed=seed, **recipe, **places)
+        checkpoint = store.cache_path("training", identity)
+        more = {"view": make_view(task), "progress": "ceiling", "checkpoint": checkpoint}
+        training.fit(nn.Sequential(student, nn.Flatten(1)), x, y, seed=seed, **recipe, **more)
         return student.state_dict()
 
     student.load_state_dict(store.cached("ceiling", train, **identity))
@@ -232,8 +245,8 @@ def unflat(rows: torch.Tensor, pairs: bool) -> torch.Tensor:
 def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the image encoder, after classifying rendered letters at all severities: no digits."""
     torch.manual_seed(0)
-    encoder, head = images.image_encoder(), nn.Linear(384, len(images.LETTERS))
-    model = nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last)
+    model = images.NETWORKS["letters CNN"](len(images.LETTERS))
+    model = model.to(device, memory_format=torch.channels_last)
     epochs, batch_size = min(4, steps), 128
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(len(images.LETTERS), (steps * batch_size // epochs,), generator=generator)
@@ -242,7 +255,7 @@ def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": batch_size, "seed": 0}
     x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
     training.fit(model, x, y, progress="pretraining the image encoder", **recipe)
-    return encoder.state_dict()
+    return model[:-1].state_dict()
 
 
 def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
@@ -264,7 +277,7 @@ def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
 
 def image_features(x: torch.Tensor, steps: int, device: str) -> torch.Tensor:
     """Images (N, 1, 28, 28) -> (N, 384)."""
-    encoder = images.image_encoder()
+    encoder = images.image_encoder(24)
     encoder.load_state_dict(store.cached("encoder", pretrain_image_encoder, steps=steps, device=device))
     encoder = encoder.to(device, memory_format=torch.channels_last).eval()
     return training.predict(encoder, x.to(device, memory_format=torch.channels_last))
@@ -308,7 +321,7 @@ def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_e
         arguments |= {"encoder_steps": encoder_steps, "text_encoder": text_encoder}
         task = store.cached("supervision", label_and_encode, **arguments)
     splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
-    if task.network == "head":
+    if task.student_kind == "head":
         std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
         splits = {key: split._replace(x=(split.x - mean) / (std + 1e-6)) for key, split in splits.items()}
 
@@ -323,7 +336,7 @@ def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_e
 def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) -> data.Task:
     """What `supervise` keeps in the cache: features as the encoder gives them."""
     task = data.load(name, seed, data_dir)
-    if task.network != "head":
+    if task.student_kind != "head":
         return label_by_teacher(task, seed, device, encoder_steps)
     splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
     if task.kind == "image":
@@ -351,25 +364,26 @@ def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) 
 
 
 def label_by_teacher(task: data.Task, seed: int, device: str, encoder_steps: int) -> data.Task:
-    """A task of settings.py with the labels and the weights of its teacher."""
+    """A task of settings.py with its teacher's labels, and the weights of the teacher."""
     [name] = task.weak_models
-    epochs, lr, _, batch_size, optimizer = settings.TEACHERS[name]
     torch.manual_seed(seed)
     teacher = images.NETWORKS[name](task.num_classes).to(device, memory_format=torch.channels_last)
     x, labels = task.strong_train.x, task.labels
-    checkpoint = store.cache_path("training", {"teacher": store.digest(x, labels), "seed": seed})
-    view = settings.View(task.view, None) if task.view else None
+    identity = {"start": store.digest(x, labels, *teacher.state_dict().values()), "seed": seed}
+    identity |= {"augmentation": task.augmentation, "device": device}
     training.fit(
-        teacher, x.to(device), labels.to(device), epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
-        optimizer=optimizer, view=view, checkpoint=checkpoint,
+        teacher, x.to(device), labels.to(device), seed=seed, **settings.TEACHERS[name], progress="teacher",
+        view=settings.View(task.augmentation, None) if task.augmentation else None,
+        checkpoint=store.cache_path("training", identity),
     )  # fmt: skip
-    weights = {"teacher": {key: value.cpu() for key, value in teacher.state_dict().items()}}
-    if task.network == "fine-tuned":
-        arguments = {"steps": encoder_steps, "device": device}
-        weights["encoder"] = store.cached("encoder", pretrain_image_encoder, **arguments)
     splits = {}
     for key in ("strong_train", "val", "test"):
         x, y, _ = getattr(task, key)
-        logits = torch.cat([training.predict(teacher, part.to(device)).cpu() for part in x.split(1000)])
-        splits[key] = data.Split(x, y, logits.softmax(-1)[:, None])
+        splits[key] = data.Split(x, y, training.predict(teacher, x.to(device)).softmax(-1)[:, None].cpu())
+        if not splits[key].weak_probs.isfinite().all():
+            raise data.InputError(f"the training of the teacher {name} diverged")
+    weights = {"teacher": {key: value.cpu() for key, value in teacher.state_dict().items()}}
+    if task.student_kind == "fine-tuned":
+        arguments = {"steps": encoder_steps, "device": device}
+        weights["encoder"] = store.cached("encoder", pretrain_image_encoder, **arguments)
     return task._replace(weights=weights, **splits)

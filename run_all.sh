@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ./run_all.sh            every method but raven_dpo on its default tasks, without download; tables and figures
 # ./run_all.sh alignment  the same for methods/raven_dpo.py, which trains policies
-# ./run_all.sh settings   the tasks of settings.py, whole networks that get labels too, and the controls of AdaptConf
+# ./run_all.sh settings   the tasks of settings.py, whole networks that also get labels; AdaptConf's controls
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -31,7 +31,7 @@ if [ "${1:-}" = settings ]; then
     run methods/confidence.py --seeds 0 1 2 --task $labelled $label_free
     for beta in adaptive half one swapped select; do
         run methods/adaptive_confidence.py --beta $beta --seeds 0 1 2 --task $label_free
-        # T and ramp of the authors: none of these is chosen on our data.
+        # T and ramp of the authors, none chosen on our data; tau stays 1 (theirs: 10 few-shot, 1 to 20 noisy).
         own="methods/adaptive_confidence.py --beta $beta --seeds 0 1 2 --task"
         run $own glyphs-distill --temperature 0.5 --beta-ramp 0
         run $own $noisy --temperature 0.5 --beta-ramp 0.25

@@ -44,9 +44,10 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values), T975[min(n - 1, 30) - 1] * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
-def learns_from_weak_labels_only(row) -> bool:
-    """Rows of whole networks and of controls are for summarize_settings.py, policies for another summary."""
-    return row.get("network") == "head" and row["flags"].get("beta", "adaptive") == "adaptive"
+def belongs_here(row) -> bool:
+    """Linear heads. Whole networks and the controls of AdaptConf are for summarize_settings.py, policies for
+    summarize_alignment.py."""
+    return row.get("student_kind") == "head" and row["flags"].get("beta", "adaptive") == "adaptive"
 
 
 def method(row) -> str:
@@ -58,7 +59,7 @@ def method(row) -> str:
 Table = dict[str, dict[str, dict[int, dict]]]  # table[task][method][seed] is a row
 
 
-def read(folder: Path, wanted=learns_from_weak_labels_only, method=method) -> Table:
+def read(folder: Path, wanted=belongs_here, method=method) -> Table:
     """The `wanted` rows of FOLDER/*.jsonl. Left out, with a word on stderr: rows of other code than the
     present, and rows with other flags than the latest one of the same task and method. Raises InputError
     where the methods of a task were not run alike."""

@@ -25,7 +25,8 @@ Differences from paper and code: b is the closed form, as the printed one overfl
 code divides by a T of .25 to 8; CE_tau stands where the code has a KL divergence, which differs by the
 entropy of q and has the same gradient; a ramp of b, which the code has in two of its four settings (over
 25 % of the epochs), is a flag. The defaults, chosen on validation data, are T = 8 and a long ramp: close to a
-fixed b = 1/2, that is, to self-training. For Eq. 2 itself: --temperature 1 --beta-ramp 0.
+fixed b = 1/2, that is, to the confidence loss. For Eq. 2 itself: --temperature 1 --beta-ramp 0. Controls of
+b, and a choice between the two labels instead of a mixture: --beta half, one, swapped, select.
 
     python methods/adaptive_confidence.py --task glyphs-shift
 
@@ -66,32 +67,32 @@ def confidence_weight(
 
 
 def half(student_logits, weak_probs, temperature):
-    """Control: b = 1/2. Arguments and value as in confidence_weight, as of all that follow."""
+    """Control: b = 1/2 everywhere. Arguments and shape as in confidence_weight, also of the next three."""
     return torch.full_like(weak_probs[..., 0], 0.5)
 
 
 def one(student_logits, weak_probs, temperature):
-    """Control: b = 1, self-training. (With the ramp it still begins with the weak labels.)"""
+    """Control: b = 1, self-training. (Under a ramp, as every b: it begins with the weak labels.)"""
     return torch.ones_like(weak_probs[..., 0])
 
 
 def swapped(student_logits, weak_probs, temperature):
-    """Control: 1 - b, so that on disagreement the surer student is trusted the more."""
+    """Control: 1 - b, in [1/2, 1]: on disagreement, the surer the student, the more it is trusted."""
     return 1 - confidence_weight(student_logits, weak_probs, temperature)
 
 
 def select(student_logits, weak_probs, temperature):
-    """The label of whichever is more confident instead of a mixture: b is 0 or 1; ties go to the weak model.
+    """The label of whichever is more confident instead of a mixture: b is 0 or 1; at equal ranks, 0.
 
-    The two confidences are no comparable numbers: one network may simply be sharper. So each is replaced by
-    its rank in the batch: is the student, by its own standards, surer of this sample than the weak model is?
-    That asks for no labels, and no monotone rescaling of either confidence changes it. T is not used.
+    The two confidences are not comparable as numbers: one network may simply be sharper. So each is replaced
+    by its rank in the batch: is the student, by its own standards, surer of this sample than the weak model?
+    This needs no labels, and no monotone rescaling of either confidence changes it. T is not used.
     """
 
     def rank(confidence):  # (N, ...): 0 for the least confident sample of the batch
         return confidence.argsort(dim=0, stable=True).argsort(dim=0)
 
-    own = torch.log_softmax(student_logits.detach(), dim=-1).amax(-1)
+    own = torch.log_softmax(student_logits.detach(), dim=-1).amax(-1)  # its log, as p would round to 1
     return (rank(own) > rank(weak_probs.amax(-1))).to(weak_probs.dtype)
 
 
@@ -140,8 +141,8 @@ def train_student(
 
     x (N, ...) as the student takes it; weak_probs (N, S, C); labels (N,) of a task that hands them out, or
     None; weight: one of BETAS; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches,
-    resumable in training.py. Returns, of every epoch, how often students and weak models agreed while it
-    lasted, and the mean of b (with its ramp) where they did not, None if they always did.
+    resumable in training.py. Returns for each epoch [share of samples on which student and weak model agreed
+    when they were trained on, mean of b, ramp included, on the others; None if there were none].
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
@@ -203,7 +204,7 @@ def score(task: data.Task, student, ceiling, targets: torch.Tensor) -> dict:
     recovered = [pgr(teacher, own, best, len(y)) for teacher, own in zip(teachers, students)]
     return {
         "kind": task.kind,
-        "network": task.network,
+        "student_kind": task.student_kind,
         "encoder": task.encoder,
         "weak_models": task.weak_models,
         "weak": weak,
@@ -228,17 +229,17 @@ def shared_flags() -> argparse.ArgumentParser:
     add, number = parser.add_argument, models.number
     add("--task", nargs="+", type=data.check_name, default=data.EMBEDDED, help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
-    add("--data-dir", help="folder of a real data set; digits and HH-RLHF are else downloaded")
+    add("--data-dir", help="folder of a real data set; digits, CIFAR-100 and HH-RLHF are else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
-    # Without these, each task has its own: settings.RECIPES, and README, "How the defaults were chosen".
+    # Where these are not given, the task decides: settings.RECIPES; README, "How the defaults were chosen".
     of_task = {"default": argparse.SUPPRESS}
-    add("--epochs", type=number(int, 1), **of_task, help="of student and ceiling; of linear heads: 20")
-    add("--lr", type=number(float, 0), **of_task, help="of the student; of linear heads: 3e-5")
-    add("--ceiling-lr", type=number(float, 0), **of_task, help="true labels bear more; linear heads: 1e-3")
-    add("--batch-size", type=number(int, 1), **of_task, help="of linear heads: 128, the papers' value")
+    add("--epochs", type=number(int, 1), **of_task, help="of student and ceiling (linear heads: 20)")
+    add("--lr", type=number(float, 0), **of_task, help="of the student (linear heads: 3e-5)")
+    add("--ceiling-lr", type=number(float, 0), **of_task, help="true labels bear more (linear heads: 1e-3)")
+    add("--batch-size", type=number(int, 1), **of_task, help="the papers' value for linear heads: 128")
     return parser
 
 
@@ -307,6 +308,7 @@ def main(argv=None) -> list[dict]:
             seconds = time.perf_counter() - start
             targets = models.supervisors(task.test.weak_probs, args.supervision)
             row = identity | score(task, student, ceiling, targets)
+            row |= models.labels_alone(task, lr=flags["ceiling_lr"], **recipe)
             agreement, trust = zip(*history)
             row["agreement_history"], row["disagreement_beta_history"] = list(agreement), list(trust)
             row["seconds"] = round(seconds, 2)  # of training the student

@@ -5,7 +5,7 @@ import naive
 import pytest
 import torch
 import torch.nn.functional as F
-from adaptive_confidence import adaptive_confidence_loss, confidence_weight, mixed_loss, ramp_at
+from adaptive_confidence import BETAS, adaptive_confidence_loss, confidence_weight, mixed_loss, ramp_at
 from conftest import gradient, random_problem
 
 import models
@@ -203,3 +203,90 @@ def test_without_trust_in_itself_it_is_naive():
     assert not torch.allclose(
         train(adaptive_confidence, epochs=1, **settings), train(naive, epochs=1), atol=1e-4
     )
+
+
+# ------------------------------------------------------------------------------------------ controls of b
+
+
+def test_controls_by_hand():
+    student_logits, weak_probs = problem()
+    b = confidence_weight(student_logits, weak_probs, 2.0)
+    assert (BETAS["half"](student_logits, weak_probs, 2.0) == 0.5).all()
+    assert (BETAS["one"](student_logits, weak_probs, 2.0) == 1).all()
+    torch.testing.assert_close(BETAS["swapped"](student_logits, weak_probs, 2.0), 1 - b)
+    assert BETAS["adaptive"] is confidence_weight
+    for weight in BETAS.values():
+        assert weight(student_logits.requires_grad_(), weak_probs, 2.0).shape == (40,)
+        assert not weight(student_logits, weak_probs, 2.0).requires_grad
+
+
+def test_select_compares_ranks_within_the_batch():
+    """Sample by sample: how many of the batch are less confident, for the student and for the weak model."""
+    student_logits, weak_probs = problem()
+    own, weak = student_logits.softmax(-1).amax(-1), weak_probs.amax(-1)
+    expected = [float((own < own[i]).sum() > (weak < weak[i]).sum()) for i in range(40)]
+    chosen = BETAS["select"](student_logits, weak_probs, 1.0)
+    assert chosen.tolist() == expected and 0 < sum(expected) < 40
+    # Sharper or softer labels of either, in the same order, change nothing.
+    assert torch.equal(BETAS["select"](3 * student_logits[:, :2], weak_probs[:, :2], 1.0),
+                       BETAS["select"](student_logits[:, :2], weak_probs[:, :2], 1.0))  # fmt: skip
+    assert torch.equal(BETAS["select"](student_logits, (weak_probs / 2 + 0.1), 1.0), chosen)
+
+
+def test_select_takes_one_label_or_the_other():
+    """The student is surest of sample 0, of which the weak model is least sure; with sample 1 it is the other
+    way; on sample 2 both are in between, and ties go to the weak model: targets e_k, q, q."""
+    weak_probs = torch.tensor([[0.4, 0.6], [0.95, 0.05], [0.1, 0.9]])
+    student_logits = torch.tensor([[4.0, 0.0], [0.1, 0.0], [0.2, 0.0]])
+    b = BETAS["select"](student_logits, weak_probs, 1.0)
+    assert b.tolist() == [1.0, 0.0, 0.0]
+    _, grad = gradient(lambda z: mixed_loss(z, weak_probs, b, 1.0), student_logits)
+    target = torch.tensor([[1.0, 0.0], [0.95, 0.05], [0.1, 0.9]])
+    torch.testing.assert_close(grad, (student_logits.softmax(-1) - target) / 3)
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_students_side_by_side_are_weighed_each_for_itself(name):
+    student_logits = torch.randn(50, 3, 5, generator=torch.Generator().manual_seed(0))
+    _, weak_probs = random_problem(n=50)
+    together = BETAS[name](student_logits, weak_probs.float(), 1.0)
+    for s in range(3):
+        alone = BETAS[name](student_logits[:, s], weak_probs[:, s].float(), 1.0)
+        torch.testing.assert_close(together[:, s], alone)
+
+
+def test_history_of_agreement_and_trust(monkeypatch):
+    """Two epochs of two batches, counted sample by sample."""
+    seen = []
+
+    def spy(student_logits, weak_probs, b, tau):
+        seen.append((student_logits.detach(), weak_probs, b))
+        return mixed_loss(student_logits, weak_probs, b, tau)
+
+    monkeypatch.setattr(adaptive_confidence, "mixed_loss", spy)
+    _, weak_probs = random_problem(n=40)
+    history = adaptive_confidence.train_student(
+        student=models.LinearHeads(6, 5, 3, False), x=torch.randn(40, 6), weak_probs=weak_probs.float(),
+        labels=None, epochs=2, lr=0.1, batch_size=32, seed=0, temperature=1.0, distill_temperature=1.0,
+        beta_ramp=1.0,
+    )  # fmt: skip
+    for (agreement, trust), batches in zip(history, (seen[:2], seen[2:]), strict=True):
+        agree, b_where_not = 0, []
+        for z, q, b in batches:
+            for i in range(len(z)):
+                if z[i].argmax() == q[i].argmax():
+                    agree += 1
+                else:
+                    b_where_not.append(b[i].item())
+        assert agreement == pytest.approx(agree / 120)
+        assert trust == pytest.approx(sum(b_where_not) / len(b_where_not), abs=1e-6)
+    assert history[0][1] == 0 < history[1][1]  # the ramp is in it
+
+
+def test_the_flag_picks_the_weight(npz):
+    flags = ["--task", npz, "--seeds", "0", "--beta-ramp", "0", "--lr", "0.01", "--temperature", "1"]
+    rows = {beta: adaptive_confidence.main([*flags, "--beta", beta])[0] for beta in BETAS}
+    trust = {beta: row["disagreement_beta_history"][-1] for beta, row in rows.items()}
+    assert trust["half"] == 0.5 and trust["one"] == 1 and 0 < trust["select"] < 1
+    assert trust["adaptive"] < 0.5 < trust["swapped"]
+    assert all(len(row["agreement_history"]) == 20 for row in rows.values())

@@ -82,7 +82,7 @@ def test_strong_encoder_is_pretrained_on_letters_only(monkeypatch):
     )
     weights = models.pretrain_image_encoder(steps=4, device="cpu")
     assert drawn == [images.LETTERS]
-    encoder = images.image_encoder()
+    encoder = images.image_encoder(24)
     encoder.load_state_dict(weights)
     assert encoder.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 384)
 
@@ -113,7 +113,7 @@ def test_nobody_sees_what_is_not_for_them(monkeypatch):
         return {"first pixels": lambda x: x.flatten(1)[:, 300:310]}
 
     monkeypatch.setattr(models, "image_weak_models", spy)
-    monkeypatch.setattr(images, "image_encoder", lambda: torch.nn.Flatten())
+    monkeypatch.setattr(images, "image_encoder", lambda width: torch.nn.Flatten())
     monkeypatch.setattr(models, "pretrain_image_encoder", lambda steps, device: {})
     monkeypatch.setattr(store, "CACHE", data.Path("cache"))
     supervised = models.supervise("glyphs", 0, None, "cpu", encoder_steps=1)

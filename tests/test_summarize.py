@@ -23,6 +23,7 @@ def make_row(
         "code": store.code_hash(ROOT / "methods" / f"{method}.py"),
         "flags": {"lr": 0.1, "own": 1},
         "kind": "image",
+        "student_kind": "head",
         "encoder": "e",
         "weak_confidence": [0.5, 0.5, 0.5],
         "weak_models": ["a", "b", "c"],
