@@ -26,7 +26,8 @@ def commands():
 def test_there_are_commands():
     text = "\n".join(commands())
     assert len(commands()) > 10
-    scripts = ["./run_all.sh alignment", "./run_tests.sh", "summarize.py --publish", "raven_dpo"]
+    scripts = ["./run_all.sh alignment", "./run_all.sh settings", "./run_tests.sh", "raven_dpo"]
+    scripts += ["summarize.py --publish", "summarize_settings.py --publish", "--task cifar100-distill"]
     for name in [*scripts, *METHODS]:
         assert name in text
 
@@ -37,7 +38,7 @@ def test_every_command_is_understood(command, monkeypatch):
     if words[0].startswith("./"):
         assert (ROOT / words[0]).stat().st_mode & 0o111
         arguments = words[1:]
-        assert words[0] == "./run_tests.sh" or arguments in ([], ["alignment"])
+        assert words[0] == "./run_tests.sh" or arguments in ([], ["alignment"], ["settings"])
         return
     if words == ["source", ".venv/bin/activate"]:
         return
@@ -58,9 +59,14 @@ def test_the_alignment_table_is_the_published_one():
     assert report.startswith(table + "\n") and table.count("|") > 50 and "before [" in report
 
 
+def test_the_tables_of_the_settings_are_the_published_ones():
+    tables = README.split("<!-- settings -->\n")[1].split("<!-- end of settings -->")[0]
+    assert tables == (ROOT / "results" / "settings.md").read_text() and tables.count("|") > 100
+
+
 def test_links_and_figures_exist():
     targets = re.findall(r"\]\(([^)#]+)\)", README)
-    figures = ("accuracy", "weights", "severity", "alignment")
+    figures = ("accuracy", "weights", "severity", "settings", "alignment")
     assert {f"results/{figure}.png" for figure in figures} <= set(targets)
     for target in targets:
         assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -111,6 +111,32 @@ def test_run_all_alignment_trains_a_policy_on_each_kind_of_preferences(folder):
     flags = ["one", "mean", "gold", "raven", "raven --weight-lr 0", "raven --form code"]
     assert runs == [f"--supervision {each} --out elsewhere" for each in flags]
     assert calls[-1].endswith("summarize_alignment.py elsewhere")
+
+
+def test_run_all_settings_runs_every_setting_with_every_method_and_control(folder):
+    result, calls = call(folder, "run_all.sh", "settings", OUT="elsewhere")
+    assert result.returncode == 0, result.stderr
+    runs = [line.split("methods/")[1].split() for line in calls if "methods/" in line]
+    done = {}
+    for words in runs:
+        flags = {word: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
+        start = words.index("--task") + 1
+        length = next((i for i, word in enumerate(words[start:]) if word.startswith("--")), len(words))
+        assert words[words.index("--seeds") + 1 :][:3] == ["0", "1", "2"] and flags["--out"] == "elsewhere"
+        for task in words[start : start + length]:
+            own = done.setdefault(task, {})
+            assert (column := flags.get("--beta", words[0])) not in own
+            own[column] = flags.get("--temperature", "8"), flags.get("--beta-ramp", ".5")
+    assert len(done) == 8 and all(len(own) == 2 + 5 for own in done.values())
+    betas = {task: {own[beta] for beta in own if not beta.endswith(".py")} for task, own in done.items()}
+    authors = {"glyphs-distill": ("0.5", "0"), "glyphs-noisy": ("0.5", "0.25")}
+    authors |= {"glyphs-fewshot": ("8", "0.25"), "glyphs-transfer": ("4", "0")}
+    for task, found in betas.items():
+        assert found == {next((own for name, own in authors.items() if task.startswith(name)), ("8", ".5"))}
+    assert calls[-1].endswith("summarize_settings.py elsewhere")
+
+
+def test_run_all_refuses_other_words(folder):
     result, calls = call(folder, "run_all.sh", "alignement")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and not calls
 

@@ -117,8 +117,10 @@ def test_rows_of_other_code_or_flags_are_left_out(rows, capsys):
     old = make_row("naive", 0, 0.1, code="000000000000")
     before = make_row("naive", 1, 0.2, flags={"lr": 0.5, "own": 1})
     gone = make_row("naive", 0, 0.3) | {"method": "removed"}
-    policy = make_row("raven_dpo", 0, 0.3, kind="policy")  # has a summary of its own
-    table = summarize.read(write([old, before, gone, policy, *rows]))
+    policy = make_row("raven_dpo", 0, 0.3, kind="policy", student_kind=None)  # these have other summaries
+    network = make_row("naive", 0, 0.3, student_kind="from scratch")
+    control = make_row("adaptive_confidence", 0, 0.3, flags={"lr": 0.1, "beta": "half"})
+    table = summarize.read(write([old, before, gone, policy, network, control, *rows]))
     assert [row["student"] for row in table["glyphs"]["naive"].values()] == [0.70, 0.72, 0.74]
     assert "3 of 12 rows left out" in capsys.readouterr().err
     assert list(table["glyphs"]) == ["naive", "ensemble", "RAVEN"]
