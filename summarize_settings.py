@@ -7,6 +7,7 @@ Intervals and paired differences as in summarize.py. KD is naive.py with the lab
 """
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ from summarize import (
     Table,
     differences,
     insert,
-    interval,
     markdown,
     parse_args,
     percent,
@@ -139,12 +139,12 @@ def tables(table) -> str:
     table = scores(table)
     rows = [row for methods in table.values() for by_seed in methods.values() for row in by_seed.values()]
     widths = [100 * row["over_episodes"] for row in rows if "over_episodes" in row]
-    episodes = f" Few-shot: ±{max(widths):.1f} over the 600 episodes of a seed." if widths else ""
+    episodes = f"Few-shot: ±{max(widths):.1f} over the 600 episodes of a seed. " if widths else ""
     return f"""\
 Test accuracy in %, mean ±95 % t-interval over n seeds; differences in points, paired by seed. Labels alone:
-the same student without a teacher; where labels are corrupted, on these / on the true ones.{episodes}
-The published numbers come from other data and other networks, but for cifar100-distill; those of CIFAR-100
-are the best on test of a run, ours its last epoch.
+the same student without a teacher; where labels are corrupted, on these / on the true ones.
+{episodes}The published numbers come from other data and networks, but for cifar100-distill; those of
+CIFAR-100 are the best on test of a run, ours its last epoch.
 
 {settings_table(table)}
 
@@ -157,27 +157,33 @@ no labels and train linear heads, with T = 8 and a ramp of .5. None of the contr
 
 
 def draw(table, path: Path) -> None:
-    """How often student and weak labels agree while it trains, and mean b where they do not, over epochs."""
+    """How often student and weak labels agree while it trains, and mean b where they do not, over epochs: the
+    mean of the seeds, and a thin line for each."""
     pyplot = plotting()
     tasks = [task for task in table if "AdaptConf" in table[task]]
-    size = (1 + 1.9 * len(tasks), 4)
-    figure, axes = pyplot.subplots(2, len(tasks), figsize=size, sharey="row", squeeze=False)
-    for task, (above, below) in zip(tasks, axes.T):
-        names = [name for name in COLORS if name in table[task]]
-        for name in names:
-            rows = table[task][name].values()
-            for axis, key in ((above, "agreement_history"), (below, "disagreement_beta_history")):
-                epochs = [[y for y in epoch if y is not None] for epoch in zip(*(row[key] for row in rows))]
-                drawn = {x: interval(ys) for x, ys in enumerate(epochs, start=1) if ys}
-                centers, halves = zip(*drawn.values())
-                [line] = axis.plot(drawn.keys(), centers, color=COLORS[name], label=name, linewidth=1.2)
-                low, high = ([c + sign * h for c, h in zip(centers, halves)] for sign in (-1, 1))
-                axis.fill_between(drawn.keys(), low, high, color=COLORS[name], alpha=0.15, linewidth=0)
-        n = len(table[task][names[0]])
-        above.set_title(task.replace("symmetric", "\nsymmetric").replace("a\n", "\na"), fontsize=8)
-        below.set(xlabel=f"epoch (n = {n})", ylim=(-0.03, 1.03))
-    axes[0][0].set(ylabel="agreement", ylim=(-0.03, 1.03))
-    axes[1][0].set_ylabel("mean b on disagreement")
+    blocks = [tasks[i : i + 4] for i in range(0, len(tasks), 4)]
+    size = (1 + 2.1 * len(blocks[0]), 3.6 * len(blocks))
+    figure, axes = pyplot.subplots(2 * len(blocks), len(blocks[0]), figsize=size, sharey=True, squeeze=False)
+    for block, above, below in zip(blocks, axes[::2], axes[1::2]):
+        for task, *panels in zip(block, above, below):
+            for name, color in COLORS.items():
+                rows = table[task].get(name, {}).values()
+                for key, axis in zip(("agreement_history", "disagreement_beta_history"), panels):
+                    # None, of an epoch without any disagreement, leaves a gap in the line.
+                    histories = [[math.nan if y is None else y for y in row[key]] for row in rows]
+                    epochs = range(1, 1 + max(map(len, histories), default=0))
+                    for history in histories:
+                        axis.plot(epochs, history, color=color, alpha=0.3, linewidth=0.6)
+                    means = [mean(values) for values in zip(*histories)]
+                    axis.plot(epochs, means, color=color, label=name, linewidth=1.4)
+            panels[0].set_title(f"{task} (n = {len(table[task]['AdaptConf'])})", fontsize=7.5)
+            panels[1].set_xlabel("epoch")
+            for axis in panels:
+                axis.xaxis.get_major_locator().set_params(integer=True)
+        above[0].set(ylabel="agreement", ylim=(-0.03, 1.03))
+        below[0].set_ylabel("b on disagreement")
+        for axis in [*above[len(block) :], *below[len(block) :]]:
+            axis.remove()
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path)

@@ -14,6 +14,7 @@ case "$*" in
     *version_info*) exit "${TOO_OLD:-0}" ;;
     "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
     *"pip install"*) exit "${PIP_FAILS:-0}" ;;
+    *"${FAILS:-no such word}"*) exit 1 ;;
 esac
 """
 
@@ -114,7 +115,7 @@ def test_run_all_alignment_trains_a_policy_on_each_kind_of_preferences(folder):
 
 
 def test_run_all_settings_runs_every_setting_with_every_method_and_control(folder):
-    result, calls = call(folder, "run_all.sh", "settings", OUT="elsewhere")
+    result, calls = call(folder, "run_all.sh", "settings", OUT="some where")
     assert result.returncode == 0, result.stderr
     runs = [line.split("methods/")[1].split() for line in calls if "methods/" in line]
     done = {}
@@ -122,7 +123,7 @@ def test_run_all_settings_runs_every_setting_with_every_method_and_control(folde
         flags = {word: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
         start = words.index("--task") + 1
         length = next((i for i, word in enumerate(words[start:]) if word.startswith("--")), len(words))
-        assert words[words.index("--seeds") + 1 :][:3] == ["0", "1", "2"] and flags["--out"] == "elsewhere"
+        assert words[words.index("--seeds") + 1 :][:3] == ["0", "1", "2"] and flags["--out"] == "some"
         for task in words[start : start + length]:
             own = done.setdefault(task, {})
             assert (column := flags.get("--beta", words[0])) not in own
@@ -133,7 +134,9 @@ def test_run_all_settings_runs_every_setting_with_every_method_and_control(folde
     authors |= {"glyphs-fewshot": ("8", "0.25"), "glyphs-transfer": ("4", "0")}
     for task, found in betas.items():
         assert found == {next((own for name, own in authors.items() if task.startswith(name)), ("8", ".5"))}
-    assert calls[-1].endswith("summarize_settings.py elsewhere")
+    assert calls[-1].endswith("summarize_settings.py some where")
+    assert all("--out some where" in line for line in calls if "methods/" in line)
+    assert call(folder, "run_all.sh", "settings", FAILS="half")[0].returncode != 0
 
 
 def test_run_all_refuses_other_words(folder):
