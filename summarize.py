@@ -96,10 +96,12 @@ def recipe(row) -> dict:
 
 
 def order(row):
-    """Tasks by kind, by severity, embedded ones first, by name; naive first; seeds in order."""
+    """Tasks by kind, by severity, embedded ones first, by name; methods as in COLUMNS; seeds in order."""
     kind, severity = list(KINDS).index(row["kind"]), data.severity(row["task"])
     task = kind, math.inf if severity is None else severity, row["task"] not in data.EMBEDDED, row["task"]
-    return task, row["method"] != "naive", row["method"], row["supervision"], row["seed"]
+    names = [name for name, _ in COLUMNS.values()]
+    place = names.index(method(row)) if method(row) in names else len(names)
+    return task, place, row["method"], row["supervision"], row["seed"]
 
 
 def values(rows: dict[int, dict], key: str) -> list:

@@ -129,7 +129,7 @@ def test_rows_of_other_code_or_flags_are_left_out(rows, capsys):
 def test_a_new_method_is_picked_up(rows, monkeypatch):
     new = [{**row, "method": "brand_new"} for row in rows[:3]]
     monkeypatch.setattr(summarize, "is_current", lambda row: True)
-    assert "| naive | ensemble | brand new | RAVEN |" in summarize.tables(summarize.read(write(rows + new)))
+    assert "| naive | ensemble | RAVEN | brand new |" in summarize.tables(summarize.read(write(rows + new)))
 
 
 def test_publishing(rows, monkeypatch, capsys):
