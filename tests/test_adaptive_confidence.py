@@ -145,18 +145,21 @@ def descend(student_logits, q):
     return student_logits.softmax(-1)
 
 
-def test_gradient_with_labels():
-    """The loop's sum of both terms on one sample: dL/dz = (p - e_y) + (1-b) (p - q) + b (p - e_k)."""
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_gradient_with_labels(tau):
+    """The loop's sum of both terms: dL/dz = (p - e_y) + (1-b) tau (p_tau - q_tau) + b (p - e_k)."""
     student_logits, weak_probs = problem()
     labels = torch.arange(len(student_logits)) % 5
-    _, grad = gradient(
-        lambda z: adaptive_confidence_loss(z, weak_probs) + training.label_loss(z[:, None], labels),
-        student_logits,
-    )
+
+    def loss(z):
+        return adaptive_confidence_loss(z, weak_probs, 1.0, tau) + training.label_loss(z[:, None], labels)
+
+    _, grad = gradient(loss, student_logits)
     b = confidence_weight(student_logits, weak_probs, 1.0)[:, None]
-    target = (1 - b) * weak_probs + b * F.one_hot(student_logits.argmax(-1), 5)
-    expected = 2 * student_logits.softmax(-1) - F.one_hot(labels, 5) - target
-    torch.testing.assert_close(grad, expected / len(labels))
+    p, p_tau = student_logits.softmax(-1), (student_logits / tau).softmax(-1)
+    q_tau = weak_probs ** (1 / tau) / (weak_probs ** (1 / tau)).sum(-1, keepdim=True)
+    from_teachers = (1 - b) * tau * (p_tau - q_tau) + b * (p - F.one_hot(student_logits.argmax(-1), 5))
+    torch.testing.assert_close(grad, (p - F.one_hot(labels, 5) + from_teachers) / len(labels))
 
 
 def test_ramp():

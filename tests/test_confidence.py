@@ -8,6 +8,7 @@ from conftest import gradient, random_problem
 
 import data
 import models
+import training
 
 
 def problem():
@@ -31,6 +32,19 @@ def test_gradient_in_closed_form():
     _, grad = gradient(lambda z: confidence_loss(z, weak_probs, 0.3), student_logits)
     target = 0.7 * weak_probs + 0.3 * F.one_hot(student_logits.argmax(-1), 5)
     torch.testing.assert_close(grad, (student_logits.softmax(-1) - target) / len(target))
+
+
+def test_gradient_with_labels():
+    """2 p - e_y - (1 - a) q - a e_k."""
+    student_logits, weak_probs = problem()
+    labels = torch.arange(40) % 5
+
+    def loss(z):
+        return confidence_loss(z, weak_probs, 0.3) + training.label_loss(z[:, None], labels)
+
+    _, grad = gradient(loss, student_logits)
+    target = 0.7 * weak_probs + 0.3 * F.one_hot(student_logits.argmax(-1), 5) + F.one_hot(labels, 5)
+    torch.testing.assert_close(grad, (2 * student_logits.softmax(-1) - target) / 40)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.6])

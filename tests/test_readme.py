@@ -26,7 +26,8 @@ def commands():
 def test_there_are_commands():
     text = "\n".join(commands())
     assert len(commands()) > 10
-    scripts = ["./run_all.sh alignment", "./run_all.sh settings", "./run_tests.sh", "raven_dpo"]
+    scripts = [f"./run_all.sh {word}" for word in ("alignment", "settings", "cifar100")]
+    scripts += ["./run_tests.sh", "raven_dpo"]
     scripts += ["summarize.py --publish", "summarize_settings.py --publish", "--task cifar100-distill"]
     for name in [*scripts, *METHODS]:
         assert name in text
@@ -38,7 +39,7 @@ def test_every_command_is_understood(command, monkeypatch):
     if words[0].startswith("./"):
         assert (ROOT / words[0]).stat().st_mode & 0o111
         arguments = words[1:]
-        assert words[0] == "./run_tests.sh" or arguments in ([], ["alignment"], ["settings"])
+        assert words[0] == "./run_tests.sh" or arguments in ([], ["alignment"], ["settings"], ["cifar100"])
         return
     if words == ["source", ".venv/bin/activate"]:
         return

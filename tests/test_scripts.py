@@ -139,6 +139,15 @@ def test_run_all_settings_runs_every_setting_with_every_method_and_control(folde
     assert call(folder, "run_all.sh", "settings", FAILS="half")[0].returncode != 0
 
 
+def test_run_all_cifar100_runs_the_three_methods_with_the_settings_of_the_authors(folder):
+    result, calls = call(folder, "run_all.sh", "cifar100")
+    runs = [line.split("methods/")[1] for line in calls if "methods/" in line]
+    methods = ["naive.py", "confidence.py", "adaptive_confidence.py"]
+    assert [run.split()[0] for run in runs] == methods
+    assert all("--task cifar100-distill " in run for run in runs)
+    assert "--temperature 0.5 --beta-ramp 0 " in runs[2] and calls[-1].endswith("summarize_settings.py runs")
+
+
 def test_run_all_refuses_other_words(folder):
     result, calls = call(folder, "run_all.sh", "alignement")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and not calls

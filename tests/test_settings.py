@@ -253,18 +253,22 @@ def test_networks_change_while_the_encoder_of_a_probe_does_not(small, method, na
 
     monkeypatch.setattr(module, "train_student", spy)
     monkeypatch.setattr(data, "SIZES", {"weak_train": 60, "strong_train": 100, "val": 50, "test": 100})
-    encoder = [path.read_bytes() for path in store.CACHE.glob("encoder-*")]
+    models.image_features(torch.zeros(1, 1, 28, 28), 4, "cpu")  # pretrains the encoder that the run reads
+    [encoder] = store.CACHE.glob("encoder-*")
+    kept = encoder.read_bytes(), encoder.stat().st_mtime_ns
     run(method, "--task", name)
     assert seen and not any(seen.values()), [key for key, same in seen.items() if same]
     if name == "glyphs":
         assert set(seen) == {"linear.weight", "linear.bias"}  # the encoder is no part of the student
     else:
         assert len(seen) > 20 and any("conv" in key for key in seen)
-    assert encoder == [path.read_bytes() for path in store.CACHE.glob("encoder-*")][: len(encoder)]
+    assert list(store.CACHE.glob("encoder-*")) == [encoder]
+    assert kept == (encoder.read_bytes(), encoder.stat().st_mtime_ns)
 
 
 def test_fine_tuning_starts_from_the_encoder_and_seeds_fix_the_start(small):
     task = supervise("glyphs-transfer")
+    assert task.augmentation == "affine" and models.make_view(task) is not None
     student = models.make_student(task, 2, seed=3)
     encoder = images.image_encoder(24)
     encoder.load_state_dict(task.weights["encoder"])
@@ -318,16 +322,18 @@ def test_cifar_networks_have_their_published_size(name, millions):
     assert network[:-1](x).shape == (2, network[-1].in_features)
 
 
+class Generated:
+    """Stands for torchvision.datasets.CIFAR100."""
+
+    def __init__(self, root, train, download):
+        rng = np.random.default_rng(train)
+        self.data = rng.integers(0, 256, (100 if train else 30, 32, 32, 3), dtype=np.uint8)
+        self.targets = rng.integers(0, 100, len(self.data)).tolist()
+
+
 @pytest.mark.parametrize("name", ["cifar100-distill", "cifar100-distill-vgg"])
 def test_cifar_runs_the_published_path_on_generated_images(small, name, monkeypatch):
     """The loader, both networks, the views and the recipe, for a few epochs."""
-
-    class Generated:
-        def __init__(self, root, train, download):
-            rng = np.random.default_rng(train)
-            self.data = rng.integers(0, 256, (100 if train else 30, 32, 32, 3), dtype=np.uint8)
-            self.targets = rng.integers(0, 100, len(self.data)).tolist()
-
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Generated)
     row = run("adaptive_confidence", "--task", name, "--batch-size", "40", "--data-dir", ".")
     assert row["weak_models"] == [settings.CIFAR[name][0]] and row["encoder"] == settings.CIFAR[name][1]
@@ -393,6 +399,20 @@ def test_resumed_training_ends_like_an_unbroken_one(small, method, monkeypatch):
     [row] = main([*FLAGS, *flags])
     assert {**row, "seconds": 0} == {**whole, "seconds": 0}
     assert not list(store.CACHE.glob("training-*"))
+
+
+def test_cifar_training_resumes(small, monkeypatch):
+    """With SGD and its schedule, uint8 images, AutoAugment and mixup."""
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Generated)
+    data.Path("files").mkdir()
+    flags = ["--task", "cifar100-distill-vgg", "--batch-size", "40", "--data-dir", "files"]
+    whole = run("adaptive_confidence", *flags, "--out", "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run("adaptive_confidence", *flags)
+    torch.manual_seed(999)
+    assert {**run("adaptive_confidence", *flags), "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_teacher_and_ceiling_resume_too(small, monkeypatch):

@@ -65,8 +65,9 @@ def test_tables_by_hand():
     assert cells[0] == "glyphs-distill (n = 2; distillation, T 0.5, ramp 0.25)"
     assert cells[1:3] == ["70.0 ±0.0", "90.0 ±0.0"]
     assert cells[3:6] == ["81.0 ±12.7", "80.0 ±0.0", "82.5 ±19.1"]
-    assert cells[6:8] == ["+1.5 ±6.4", "+2.5 ±19.1"]  # .01 .02, and .01 .04
-    assert cells[8].endswith("73.81 / 73.86 / 74.17")
+    # seed by seed: .00 -.02, .01 .02, .01 .04
+    assert cells[6:9] == [f"{gain}, not shown" for gain in ("−1.0 ±12.7", "+1.5 ±6.4", "+2.5 ±19.1")]
+    assert cells[9].endswith("73.81 / 73.86 / 74.17")
     cells = line(ablation, "glyphs-distill")
     assert cells == ["glyphs-distill (n = 2)", "81.0 ±12.7", "+1.5 ±6.4", "–", "–", "–", "+0.0 ±12.7"]
 
@@ -75,7 +76,7 @@ def test_noisy_labels_show_both_students_without_a_teacher_and_any_rate():
     rows = three("glyphs-noisy-symmetric-0.35", labels_alone=0.75) + three("glyphs-noisy-asymmetric-0.4")
     text = summarize_settings.tables(table(rows)).split("What b does")[0]
     assert line(text, "glyphs-noisy-symmetric-0.35")[2] == "75.0 ±0.0 / 90.0 ±0.0"
-    assert line(text, "glyphs-noisy-symmetric-0.35")[8].endswith("91.20 / 91.04 / 91.45")
+    assert line(text, "glyphs-noisy-symmetric-0.35")[9].endswith("91.20 / 91.04 / 91.45")
     assert line(text, "glyphs-noisy-asymmetric-0.4")[2] == "90.0 ±0.0"
     assert text.index("| glyphs-noisy-symmetric") < text.index("| glyphs-noisy-asymmetric")
 
@@ -121,7 +122,16 @@ def test_no_common_seed_is_one_clear_line():
 def test_a_method_that_has_not_been_run_is_a_dash():
     rows = [row for row in three("glyphs-transfer") if row["method"] != "confidence"]
     cells = line(summarize_settings.tables(table(rows)).split("What b does")[0], "glyphs-transfer")
-    assert cells[4] == "–" and cells[7] == "–" and cells[5] == "82.5 ±19.1"
+    assert cells[4] == cells[6] == cells[8] == "–" and cells[5] == "82.5 ±19.1"
+
+
+def test_what_is_shown_is_not_marked():
+    rows = three("glyphs-transfer")
+    for row in rows:
+        if row["flags"].get("beta") == "adaptive":
+            row["student"] = 0.9 + row["seed"] / 50  # .10 and .10 above KD
+    cells = line(summarize_settings.tables(table(rows)).split("What b does")[0], "glyphs-transfer")
+    assert cells[7] == "+10.0 ±0.0" and cells[6].endswith("not shown")
 
 
 def test_publishing(monkeypatch, capsys):
