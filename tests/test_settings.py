@@ -401,6 +401,20 @@ def test_resumed_training_ends_like_an_unbroken_one(small, method, monkeypatch):
     assert not list(store.CACHE.glob("training-*"))
 
 
+def test_learned_weights_resume(npz, monkeypatch, tmp_path):
+    """RAVEN's weights of three weak models, and their history."""
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    flags = ["--task", npz, "--weight-lr", "0.5", "--easy-phase", "0", "--lr", "0.01"]
+    whole = run("raven", *flags, "--out", "whole")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            interrupt(patch, 1)
+            with pytest.raises(KeyboardInterrupt):
+                run("raven", *flags)
+    row = run("raven", *flags)
+    assert {**row, "seconds": 0} == {**whole, "seconds": 0} and max(row["weights"]) > 0.35
+
+
 def test_cifar_training_resumes(small, monkeypatch):
     """With SGD and its schedule, uint8 images, AutoAugment and mixup."""
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Generated)
