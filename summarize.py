@@ -349,10 +349,16 @@ def publish(table, text: str) -> None:
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     rows = [row for methods in table.values() for by_seed in methods.values() for row in by_seed.values()]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "rows.jsonl", rows)
     (folder / "tables.md").write_text(text)
     draw(table, folder)
     insert(HERE / "README.md", "tables", text)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """The rows with six decimals, more than any figure in them is certain to."""
+    short = (json.loads(json.dumps(row), parse_float=lambda number: round(float(number), 6)) for row in rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in short))
 
 
 def insert(readme: Path, name: str, text: str) -> None:

@@ -7,7 +7,6 @@ Intervals and paired differences as in summarize.py. There is no weak win rate a
 (win rate - 1/2) / (ceiling's win rate - 1/2), where the ceiling is trained on the true preferences.
 """
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean
@@ -15,7 +14,7 @@ from statistics import mean
 import alignment
 import data
 import store
-from summarize import HERE, insert, interval, markdown, parse_args, percent, plotting
+from summarize import HERE, insert, interval, markdown, parse_args, percent, plotting, write_rows
 
 # Supervision -> name, colour. DPO-R has two controls, which differ from it in one flag.
 NAMES = {
@@ -195,7 +194,7 @@ def publish(table, text: str) -> None:
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     rows = [row for by_seed in table.values() for row in by_seed.values()]
-    (folder / "alignment.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "alignment.jsonl", rows)
     (folder / "alignment.md").write_text(f"{text}\n{samples(table)}")
     draw(table, folder / "alignment.png")
     insert(HERE / "README.md", "alignment", text)

@@ -6,7 +6,6 @@
 Intervals and paired differences as in summarize.py. KD is naive.py with the labels that the task hands out.
 """
 
-import json
 import math
 import re
 import sys
@@ -25,6 +24,7 @@ from summarize import (
     percent,
     plotting,
     read,
+    write_rows,
 )
 
 NOISY = "CIFAR-10 and -100, mean of all noises, top-1 and top-5 mixed: 91.20 / 91.04 / 91.45"
@@ -202,7 +202,7 @@ def publish(table, text: str) -> None:
     """results/settings.{jsonl,md,png}, and the tables between the two marks in README.md."""
     folder = HERE / "results"
     rows = [row for methods in table.values() for by_seed in methods.values() for row in by_seed.values()]
-    (folder / "settings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "settings.jsonl", rows)
     (folder / "settings.md").write_text(text)
     draw(table, folder / "settings.png")
     insert(HERE / "README.md", "settings", text)

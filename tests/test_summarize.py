@@ -178,3 +178,10 @@ def test_kinds_have_tables_of_their_own(rows, monkeypatch):
 def test_nothing_to_summarize_is_one_clear_line():
     with pytest.raises(data.InputError, match="no row"):
         summarize.main(["runs"])
+
+
+def test_published_rows_have_six_decimals(tmp_path):
+    row = make_row("naive", 0, 1 / 3, flags={"lr": 3e-5, "text_encoder": None}, pgr=None)
+    summarize.write_rows(tmp_path / "rows.jsonl", [row, row])
+    expected = row | {"student": 0.333333}
+    assert store.read_rows(tmp_path / "rows.jsonl") == [expected, expected]
