@@ -17,7 +17,7 @@ import torch
 import data
 
 CACHE = Path("cache")
-NAMES = "data images settings store text training models".split()
+NAMES = "data fast images settings store text training models".split()
 SOURCES = [Path(__file__).with_name(f"{name}.py") for name in NAMES]  # which every result depends on
 torch.serialization.add_safe_globals([data.Task, data.Split])  # what else than tensors the cache may hold
 

@@ -48,6 +48,7 @@ import torch.nn.functional as F
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
 import data
+import fast
 import models
 import settings
 import store
@@ -128,6 +129,39 @@ def adaptive_confidence_loss(
     return mixed_loss(student_logits, weak_probs, b, distill_temperature)
 
 
+@fast.closed_form
+def value_and_gradient(
+    student_logits: torch.Tensor,
+    weak_probs: torch.Tensor,
+    ramp: float | torch.Tensor,
+    labels: torch.Tensor | None = None,
+    weight=confidence_weight,
+    temperature: float = 1.0,
+    distill_temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`adaptive_confidence_loss` of S students, summed, and the labels' cross-entropy; with its gradient.
+
+    student_logits, weak_probs (N, S, C); labels (N,), or (N, C) where the task mixes samples, or None;
+    weight: one of BETAS -> scalar, (N, S, C), and (2,): on how many of the N * S student and weak model
+    disagree, and the sum of b over those.
+    """
+    b = ramp * weight(student_logits, weak_probs, temperature)  # (N, S)
+    own_class = student_logits.argmax(-1)
+    from_self = b[..., None] * fast.one_hot(own_class, student_logits.shape[-1])
+    trust = 1 - b[..., None]
+    log_p = student_logits.log_softmax(-1)
+    if distill_temperature == 1:  # then both terms have the same p
+        value, gradient = fast.cross_entropy(log_p, trust * weak_probs + from_self, labels)
+    else:
+        value, gradient = fast.cross_entropy(log_p, from_self, labels)
+        softened = torch.softmax(weak_probs.log() / distill_temperature, dim=-1)
+        softened_log_p = (student_logits / distill_temperature).log_softmax(-1)
+        more, slope = fast.cross_entropy(softened_log_p, trust * distill_temperature**2 * softened)
+        value, gradient = value + more, gradient + slope / distill_temperature
+    differ = own_class != weak_probs.argmax(-1)
+    return value, gradient, torch.stack([differ.sum(), (b * differ).sum()])
+
+
 def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
     """Factor of b in an epoch counted from 0: linear from 0 to 1 over the first beta_ramp * epochs."""
     return 1.0 if epoch >= beta_ramp * epochs else epoch / (beta_ramp * epochs)
@@ -135,40 +169,46 @@ def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
 
 def train_student(
     *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, temperature, distill_temperature,
-    beta_ramp, weight=confidence_weight, optimizer="adam", view=None, checkpoint=None
+    beta_ramp, weight=confidence_weight, optimizer="adam", view=None, checkpoint=None, compiled=False
 ) -> list[list]:
     """Trains S students in place, student s on weak_probs[:, s].
 
     x (N, ...) as the student takes it; weak_probs (N, S, C); labels (N,) of a task that hands them out, or
     None; weight: one of BETAS; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches,
-    resumable in training.py. Returns for each epoch [share of samples on which student and weak model agreed
-    when they were trained on, mean of b, ramp included, on the others; None if there were none].
+    resumable in training.py; compiled: see fast.py. Returns for each epoch [share of samples on which student
+    and weak model agreed when they were trained on, mean of b, ramp included, on the others; None if there
+    were none].
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
     history = []
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
-    num_students = weak_probs.shape[1]
+    evaluate = fast.compiled(value_and_gradient, compiled)
+    ramp = torch.ones((), device=x.device)  # a tensor, as fast.captured asks
+    counts = torch.zeros(2, device=x.device)  # of disagreements in an epoch, the sum of b on them
+
+    def step(x, weak_probs, labels):
+        student_logits = student(x)  # (B, S, C)
+        # Of the sum over students, so that each gets the gradient that it would get alone.
+        _, gradient, disagreement = evaluate(
+            student_logits, weak_probs, ramp, labels, weight, temperature, distill_temperature
+        )
+        optimizer.zero_grad()
+        student_logits.backward(gradient)
+        optimizer.step()
+        counts.add_(disagreement)
+
+    step = fast.captured(step, compiled and x.is_cuda)
     student.train()
     for epoch in training.resumable(epochs, "adaptive confidence", checkpoint, **state, history=history):
-        ramp = ramp_at(epoch, epochs, beta_ramp)
-        counts = torch.zeros(3, device=weak_probs.device)  # of labels, of disagreements, the sum of b on them
-        for x, weak_probs, labels in batches:
-            student_logits = student(x)  # (B, S, C)
-            b = ramp * weight(student_logits, weak_probs, temperature)  # (B, S)
-            # Summed over students, so that each gets the gradient that it would get alone.
-            loss = num_students * mixed_loss(
-                student_logits.flatten(0, 1), weak_probs.flatten(0, 1), b.flatten(), distill_temperature
-            )
-            loss = loss + training.label_loss(student_logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        ramp.fill_(ramp_at(epoch, epochs, beta_ramp))
+        counts.zero_()
+        for batch in batches:
+            step(*batch)
             schedule.step()
-            differ = student_logits.argmax(-1) != weak_probs.argmax(-1)
-            counts += torch.stack([torch.ones_like(b).sum(), differ.sum(), (b * differ).sum()])
-        total, differing, trust = counts.tolist()
-        history.append([1 - differing / total, trust / differing if differing else None])
+        differing, trust = counts.tolist()
+        agreement = 1 - differing / weak_probs[..., 0].numel()
+        history.append([agreement, trust / differing if differing else None])
     student.eval()
     return history
 
@@ -231,6 +271,7 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
     add("--data-dir", help="folder of a real data set; digits, CIFAR-100 and HH-RLHF are else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="fast.py; auto: with CUDA")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
@@ -303,7 +344,8 @@ def main(argv=None) -> list[dict]:
                 student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=flags["lr"], **recipe,
                 temperature=args.temperature, distill_temperature=args.distill_temperature,
                 beta_ramp=args.beta_ramp, weight=BETAS[args.beta],
-                view=models.make_view(task), checkpoint=store.cache_path("training", identity)
+                view=models.make_view(task), checkpoint=store.cache_path("training", identity),
+                compiled=fast.wanted(args.compile, args.device),
             )
             seconds = time.perf_counter() - start
             targets = models.supervisors(task.test.weak_probs, args.supervision)

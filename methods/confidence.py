@@ -46,6 +46,7 @@ import torch.nn.functional as F
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
 import data
+import fast
 import models
 import settings
 import store
@@ -82,8 +83,27 @@ def confidence_loss(
     -> scalar.
     """
     own = student_logits.argmax(-1) if own is None else own
-    targets = (1 - a) * weak_probs + a * F.one_hot(own, student_logits.shape[-1])
+    own = F.one_hot(own, student_logits.shape[-1]).to(weak_probs.dtype)
+    targets = (1 - a) * weak_probs + a * own
     return F.cross_entropy(student_logits, targets)
+
+
+@fast.closed_form
+def value_and_gradient(
+    student_logits: torch.Tensor,
+    weak_probs: torch.Tensor,
+    a: float | torch.Tensor,
+    labels: torch.Tensor | None = None,
+    balanced: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`confidence_loss` of S students, summed, and the labels' cross-entropy; with its gradient.
+
+    student_logits, weak_probs (N, S, C); labels (N,), or (N, C) where the task mixes samples, or None
+    -> scalar, (N, S, C).
+    """
+    own = fast.one_hot(own_class(student_logits, weak_probs, balanced), student_logits.shape[-1])
+    targets = (1 - a) * weak_probs + a * own.to(weak_probs.dtype)
+    return fast.cross_entropy(student_logits.log_softmax(-1), targets, labels)
 
 
 def ramp_at(step: int, steps: int, alpha_ramp: float) -> float:
@@ -93,31 +113,34 @@ def ramp_at(step: int, steps: int, alpha_ramp: float) -> float:
 
 def train_student(
     *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, alpha, alpha_ramp, balanced=False,
-    optimizer="adam", view=None, checkpoint=None
+    optimizer="adam", view=None, checkpoint=None, compiled=False
 ) -> None:
     """Trains S students in place, student s on weak_probs[:, s].
 
     x (N, ...) as the student takes it; weak_probs (N, S, C); labels (N,) of a task that hands them out, or
-    None; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches, resumable in training.py.
+    None; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches, resumable in training.py;
+    compiled: see fast.py.
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
-    num_students = weak_probs.shape[1]
+    evaluate = fast.compiled(value_and_gradient, compiled)
+    a = torch.zeros((), device=x.device)  # a tensor, as fast.captured asks
+
+    def step(x, weak_probs, labels):
+        student_logits = student(x)  # (B, S, C)
+        # Of the sum over students, so that each gets the gradient that it would get alone.
+        _, gradient = evaluate(student_logits, weak_probs, a, labels, balanced)
+        optimizer.zero_grad()
+        student_logits.backward(gradient)
+        optimizer.step()
+
+    step = fast.captured(step, compiled and x.is_cuda)
     student.train()
     for epoch in training.resumable(epochs, "confidence", checkpoint, **state):
-        for step, (x, weak_probs, labels) in enumerate(batches, start=epoch * len(batches)):
-            a = alpha * ramp_at(step, epochs * len(batches), alpha_ramp)
-            student_logits = student(x)  # (B, S, C)
-            own = own_class(student_logits, weak_probs, balanced)  # (B, S)
-            # Summed over students, so that each gets the gradient that it would get alone.
-            loss = num_students * confidence_loss(
-                student_logits.flatten(0, 1), weak_probs.flatten(0, 1), a, own.flatten()
-            )
-            loss = loss + training.label_loss(student_logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for t, batch in enumerate(batches, start=epoch * len(batches)):
+            a.fill_(alpha * ramp_at(t, epochs * len(batches), alpha_ramp))
+            step(*batch)
             schedule.step()
     student.eval()
 
@@ -180,6 +203,7 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
     add("--data-dir", help="folder of a real data set; digits, CIFAR-100 and HH-RLHF are else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="fast.py; auto: with CUDA")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
@@ -248,7 +272,8 @@ def main(argv=None) -> list[dict]:
             train_student(
                 student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=flags["lr"], **recipe,
                 alpha=args.alpha, alpha_ramp=args.alpha_ramp, balanced=args.balanced,
-                view=models.make_view(task), checkpoint=store.cache_path("training", identity)
+                view=models.make_view(task), checkpoint=store.cache_path("training", identity),
+                compiled=fast.wanted(args.compile, args.device),
             )
             seconds = time.perf_counter() - start
             targets = models.supervisors(task.test.weak_probs, args.supervision)

@@ -56,10 +56,16 @@ import torch.nn.functional as F
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
 import data
+import fast
 import models
 import settings
 import store
 import training
+
+
+def weighted_sum(parts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(N, M, C), (M,) -> (N, C). Term by term, so that it compiles into the same kernel as all the rest."""
+    return sum(weight * part for weight, part in zip(weights, parts.unbind(1)))
 
 
 def combine(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -67,7 +73,7 @@ def combine(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
     weak_probs (N, M, C), weights (M,) -> (N, C), rows sum to 1.
     """
-    combined = torch.einsum("nmc,m->nc", weak_probs, weights)
+    combined = weighted_sum(weak_probs, weights)
     return combined / combined.sum(-1, keepdim=True)
 
 
@@ -77,8 +83,11 @@ def combine_logits(weak_probs: torch.Tensor, weights: torch.Tensor) -> torch.Ten
     log q differs from the logits by a constant of the sample, which the softmax does not see: neither value
     nor gradients change. A q of 0 is clamped to the smallest normal number.
     """
-    log_probs = weak_probs.clamp(min=torch.finfo(weak_probs.dtype).tiny).log()
-    return torch.softmax(torch.einsum("nmc,m->nc", log_probs, weights), dim=-1)
+    return torch.softmax(weighted_sum(safe_log(weak_probs), weights), dim=-1)
+
+
+def safe_log(probs: torch.Tensor) -> torch.Tensor:
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
 def unanimous(weak_probs: torch.Tensor) -> torch.Tensor:
@@ -103,6 +112,38 @@ def raven_loss(
     return (keep * F.cross_entropy(student_logits, targets, reduction="none")).mean()
 
 
+@fast.closed_form
+def value_and_gradient(
+    student_logits: torch.Tensor,
+    weak_probs: torch.Tensor,
+    weights: torch.Tensor,
+    keep: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    combination=combine,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`raven_loss` and the labels' cross-entropy; with the gradients of logits and weights.
+
+    student_logits (N, 1, C); weak_probs (N, M, C); weights (M,); keep bool (N,); labels (N,), or (N, C) where
+    the task mixes samples, or None -> scalar, (N, 1, C), (M,).
+    """
+    log_p, keep = student_logits.log_softmax(-1), keep[:, None]
+    targets = combination(weak_probs, weights)
+    value, gradient = fast.cross_entropy(log_p, (keep * targets)[:, None], labels)
+    # dL/dy up to a constant of the sample, which the normalisation of y takes away: how much worse than the
+    # target the student finds each class. Then through that normalisation, and to the weak models.
+    slope = keep * ((targets * log_p[:, 0]).sum(-1, keepdim=True) - log_p[:, 0])
+    if combination is combine:
+        parts = weak_probs.unbind(1)
+        slope = slope / weighted_sum(weak_probs, weights).sum(-1, keepdim=True)
+    else:
+        log_probs = safe_log(weak_probs).unbind(1)
+        # Centred, which loses least to rounding.
+        parts = [each - (targets * each).sum(-1, keepdim=True) for each in log_probs]
+        slope = slope * targets
+    weight_gradient = torch.stack([(part * slope).sum() for part in parts]) / len(keep)
+    return value, gradient, weight_gradient
+
+
 def project(weights: torch.Tensor) -> torch.Tensor:
     """Clamp from below and renormalise, the second line of Eq. 13: (M,) -> (M,) on the simplex."""
     weights = weights.clamp(min=1e-6)
@@ -111,39 +152,43 @@ def project(weights: torch.Tensor) -> torch.Tensor:
 
 def train_student(
     *, student, x, weak_probs, labels, epochs, lr, batch_size, seed, weight_lr, easy_phase, combination,
-    optimizer="adam", view=None, checkpoint=None
+    optimizer="adam", view=None, checkpoint=None, compiled=False
 ) -> torch.Tensor:
     """Trains the student in place, and the weights with it (SGD).
 
     x (N, ...) as the student takes it; weak_probs (N, M, C); labels (N,) of a task that hands them out, or
-    None; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches, resumable in training.py.
-    Returns the weights before the first and after every epoch, (epochs + 1, M).
+    None; optimizer "adam" or "sgd", view, checkpoint: see make_optimizer, Batches, resumable in training.py;
+    compiled: see fast.py. Returns the weights before the first and after every epoch, (epochs + 1, M).
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
     num_weak = weak_probs.shape[1]
-    weights = torch.full((num_weak,), 1 / num_weak, device=x.device, requires_grad=True)
-    weight_history = [weights.detach().clone()]  # clones, as the weights change in place
+    weights = torch.full((num_weak,), 1 / num_weak, device=x.device)
+    weight_history = [weights.clone()]  # clones, as the weights change in place
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     state |= {"weights": weights, "weight_history": weight_history}
+    evaluate = fast.compiled(value_and_gradient, compiled)
+
+    def step(x, weak_probs, labels, in_easy_phase):
+        student_logits = student(x)  # (B, 1, C)
+        every = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        keep = unanimous(weak_probs) if in_easy_phase else every
+        _, gradient, weight_gradient = evaluate(
+            student_logits, weak_probs, weights, keep, labels, combination
+        )
+        optimizer.zero_grad()
+        student_logits.backward(gradient)
+        optimizer.step()
+        if not in_easy_phase:
+            weights.copy_(project(weights - weight_lr * weight_gradient))
+
+    step = fast.captured(step, compiled and x.is_cuda)
     student.train()
     for epoch in training.resumable(epochs, "raven", checkpoint, **state):
-        in_easy_phase = epoch < easy_phase * epochs
-        for x, weak_probs, labels in batches:
-            student_logits = student(x)  # (B, 1, C)
-            easy = unanimous(weak_probs)
-            keep = easy if in_easy_phase else torch.ones_like(easy)
-            loss = raven_loss(student_logits[:, 0], weak_probs, weights, keep, combination)
-            loss = loss + training.label_loss(student_logits, labels)
-            optimizer.zero_grad()
-            weights.grad = None
-            loss.backward()
-            optimizer.step()
+        for batch in batches:
+            step(*batch, epoch < easy_phase * epochs)
             schedule.step()
-            if not in_easy_phase:
-                with torch.no_grad():
-                    weights.copy_(project(weights - weight_lr * weights.grad))
-        weight_history.append(weights.detach().clone())
+        weight_history.append(weights.clone())
     student.eval()
     return torch.stack(weight_history)
 
@@ -206,6 +251,7 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
     add("--data-dir", help="folder of a real data set; digits, CIFAR-100 and HH-RLHF are else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="fast.py; auto: with CUDA")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", type=models.pick_text_encoder, help="Hugging Face name or folder, for text tasks")
@@ -271,7 +317,8 @@ def main(argv=None) -> list[dict]:
             weight_history = train_student(
                 student=student, x=x, weak_probs=weak_probs, labels=task.labels, lr=flags["lr"], **recipe,
                 weight_lr=args.weight_lr, easy_phase=args.easy_phase, combination=combination,
-                view=models.make_view(task), checkpoint=store.cache_path("training", identity)
+                view=models.make_view(task), checkpoint=store.cache_path("training", identity),
+                compiled=fast.wanted(args.compile, args.device),
             )
             seconds = time.perf_counter() - start
             targets = combination(task.test.weak_probs, weight_history[-1])[:, None]

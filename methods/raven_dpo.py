@@ -60,6 +60,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the oth
 
 import alignment
 import data
+import fast
 import models
 import store
 
@@ -71,12 +72,15 @@ def own_logits(logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     return own.to(torch.promote_types(own.dtype, torch.float32))
 
 
-def response_log_probs(logits: torch.Tensor, tokens: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+def response_log_probs(
+    logits: torch.Tensor, tokens: torch.Tensor, response: torch.Tensor, cross_entropy=F.cross_entropy
+) -> torch.Tensor:
     """log pi(response | prompt), in nats, summed over the response's tokens.
 
-    logits (N, L, V) of what follows each token; tokens (N, L); response bool (N, L) -> (N,).
+    logits (N, L, V) of what follows each token; tokens (N, L); response bool (N, L); cross_entropy: F's,
+    compiled or not -> (N,).
     """
-    log_probs = -F.cross_entropy(own_logits(logits, response), tokens[response], reduction="none")
+    log_probs = -cross_entropy(own_logits(logits, response), tokens[response], reduction="none")
     return log_probs.new_zeros(response.shape).masked_scatter(response, log_probs).sum(1)
 
 
@@ -131,28 +135,32 @@ def project(weights: torch.Tensor) -> torch.Tensor:
     return weights / weights.sum()
 
 
-def log_probs_of_pairs(policy, pairs: alignment.Sequences, chosen: torch.Tensor) -> torch.Tensor:
+def log_probs_of_pairs(
+    policy, pairs: alignment.Sequences, chosen: torch.Tensor, cross_entropy=F.cross_entropy
+) -> torch.Tensor:
     """The policy's log-probabilities of the n chosen pairs, (n, 2)."""
     tokens, response = (part[chosen].flatten(0, 1) for part in pairs)
     length = response.shape[1] - int(response.any(0).flip(0).int().argmax())  # without mere padding
     tokens, response = tokens[:, :length], response[:, :length]
-    return response_log_probs(policy(tokens), tokens, response).view(-1, 2)
+    return response_log_probs(policy(tokens), tokens, response, cross_entropy).view(-1, 2)
 
 
 def train_policy(
     *, policy, pairs, rewards, keep, epochs, lr, batch_size, micro_batch, seed, beta, easy_phase,
-    weight_lr, form
+    weight_lr, form, compiled=False
 ) -> list[dict]:
     """Trains the policy in place (Adam, cosine to 0 over all steps) and, after the easy phase, the weights.
 
     pairs (N, 2, L) of tokens; rewards (N, 2, M); keep bool (N,): the pairs that count in the easy phase. With
-    easy_phase = 1 this is plain DPO. A batch goes through the policy `micro_batch` pairs at a time.
+    easy_phase = 1 this is plain DPO. A batch goes through the policy `micro_batch` pairs at a time; compiled:
+    their log-probabilities by torch.compile.
     Returns, at every tenth step and the last: step, weights after it, the batch's mean l_c and l_r before it.
     """
     generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(policy.parameters(), lr=lr)
     steps = epochs * math.ceil(len(rewards) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     weights = torch.full_like(rewards[0, 0], 1 / rewards.shape[-1]).requires_grad_()
+    cross_entropy = fast.compiled(F.cross_entropy, compiled)
     with torch.no_grad():
         parts = torch.arange(len(rewards)).split(micro_batch)
         reference = torch.cat([log_probs_of_pairs(policy, pairs, part) for part in parts])
@@ -165,7 +173,7 @@ def train_policy(
             weights.grad = torch.zeros_like(weights)
             ratios = []
             for part in batch.split(micro_batch):
-                log_ratios = log_probs_of_pairs(policy, pairs, part) - reference[part]
+                log_ratios = log_probs_of_pairs(policy, pairs, part, cross_entropy) - reference[part]
                 if in_easy_phase:
                     loss = dpo_loss(log_ratios, rewards[part], weights, keep[part], beta)
                 else:
@@ -225,6 +233,7 @@ def parse_args(argv=None):
     add("--policy", help="Hugging Face name or folder, for hh-helpful-harmless")
     add("--data-dir", help="folder of HH-RLHF, which is else downloaded")
     add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="fast.py; auto: with CUDA")
     add("--out", default="runs", help="folder of the rows, raven_dpo.jsonl")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain the policy")
     # Chosen on validation prompts: README, "How the defaults were chosen".
@@ -256,7 +265,8 @@ def main(argv=None) -> list[dict]:
             "torch": torch.__version__,
             "device": args.device,
             "code": alignment.code_hash(__file__),
-            "flags": recipe | {"encoder_steps": args.encoder_steps, "policy": alignment.name(args.policy)},
+            "flags": recipe | {"encoder_steps": args.encoder_steps, "policy": alignment.name(args.policy)}
+            | {"compile": args.compile},
         }
         row = store.find_row(args.out, identity)
         if row is None:
@@ -269,6 +279,7 @@ def main(argv=None) -> list[dict]:
             for judge in judges[args.supervision]:
                 policy, start = copy.deepcopy(task.policy), time.perf_counter()
                 given = {"policy": policy, "pairs": task.pairs, "rewards": judge, "keep": unanimous(judge)}
+                given["compiled"] = fast.wanted(args.compile, args.device)
                 history = train_policy(**given, seed=seed, **recipe)
                 seconds = round(time.perf_counter() - start, 2)
                 after = {split: alignment.respond(policy, task, split, "after") for split in task.prompts}

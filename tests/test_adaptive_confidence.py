@@ -9,7 +9,6 @@ from adaptive_confidence import BETAS, adaptive_confidence_loss, confidence_weig
 from conftest import gradient, random_problem
 
 import models
-import training
 
 
 def problem():
@@ -147,19 +146,17 @@ def descend(student_logits, q):
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
 def test_gradient_with_labels(tau):
-    """The loop's sum of both terms: dL/dz = (p - e_y) + (1-b) tau (p_tau - q_tau) + b (p - e_k)."""
+    """dL/dz = (p - e_y) + (1-b) tau (p_tau - q_tau) + b (p - e_k)."""
     student_logits, weak_probs = problem()
     labels = torch.arange(len(student_logits)) % 5
-
-    def loss(z):
-        return adaptive_confidence_loss(z, weak_probs, 1.0, tau) + training.label_loss(z[:, None], labels)
-
-    _, grad = gradient(loss, student_logits)
+    _, grad, _ = adaptive_confidence.value_and_gradient(
+        student_logits[:, None], weak_probs[:, None], 1.0, labels, distill_temperature=tau
+    )
     b = confidence_weight(student_logits, weak_probs, 1.0)[:, None]
     p, p_tau = student_logits.softmax(-1), (student_logits / tau).softmax(-1)
     q_tau = weak_probs ** (1 / tau) / (weak_probs ** (1 / tau)).sum(-1, keepdim=True)
     from_teachers = (1 - b) * tau * (p_tau - q_tau) + b * (p - F.one_hot(student_logits.argmax(-1), 5))
-    torch.testing.assert_close(grad, (p - F.one_hot(labels, 5) + from_teachers) / len(labels))
+    torch.testing.assert_close(grad[:, 0], (p - F.one_hot(labels, 5) + from_teachers) / len(labels))
 
 
 def test_ramp():
@@ -181,21 +178,16 @@ def train(method, n=300, **settings):
 def test_every_setting_reaches_the_loss_in_every_epoch(monkeypatch):
     calls = []
 
-    def weight(student_logits, weak_probs, temperature):
-        b = confidence_weight(student_logits, weak_probs, temperature)
-        calls.append((temperature, student_logits.shape, b))
-        return b
+    def spy(student_logits, weak_probs, ramp, labels, *settings):
+        calls.append((student_logits.shape, ramp.item(), *settings))
+        return value_and_gradient(student_logits, weak_probs, ramp, labels, *settings)
 
-    def spy(student_logits, weak_probs, b, distill_temperature):
-        calls.append((distill_temperature, len(student_logits), b))
-        return mixed_loss(student_logits, weak_probs, b, distill_temperature)
-
-    monkeypatch.setattr(adaptive_confidence, "mixed_loss", spy)
+    value_and_gradient = adaptive_confidence.value_and_gradient
+    monkeypatch.setattr(adaptive_confidence, "value_and_gradient", spy)
+    weight = BETAS["swapped"]
     settings = {"temperature": 8.0, "distill_temperature": 3.0, "beta_ramp": 0.5, "weight": weight}
     train(adaptive_confidence, n=32, epochs=4, **settings)
-    for ramp, asked, used in zip((0.0, 0.5, 1.0, 1.0), calls[::2], calls[1::2], strict=True):
-        assert asked[:2] == (8.0, (32, 3, 5)) and used[:2] == (3.0, 96)
-        torch.testing.assert_close(used[2], ramp * asked[2].flatten())
+    assert calls == [((32, 3, 5), ramp, weight, 8.0, 3.0) for ramp in (0.0, 0.5, 1.0, 1.0)]
 
 
 def test_without_trust_in_itself_it_is_naive():
@@ -262,11 +254,13 @@ def test_history_of_agreement_and_trust(monkeypatch):
     """Two epochs of two batches, counted sample by sample."""
     seen = []
 
-    def spy(student_logits, weak_probs, b, tau):
-        seen.append((student_logits.detach(), weak_probs, b))
-        return mixed_loss(student_logits, weak_probs, b, tau)
+    def spy(student_logits, weak_probs, ramp, *rest):
+        b = ramp * confidence_weight(student_logits, weak_probs, 1.0)
+        seen.append([part.detach().flatten(0, 1) for part in (student_logits, weak_probs, b[..., None])])
+        return value_and_gradient(student_logits, weak_probs, ramp, *rest)
 
-    monkeypatch.setattr(adaptive_confidence, "mixed_loss", spy)
+    value_and_gradient = adaptive_confidence.value_and_gradient
+    monkeypatch.setattr(adaptive_confidence, "value_and_gradient", spy)
     _, weak_probs = random_problem(n=40)
     history = adaptive_confidence.train_student(
         student=models.LinearHeads(6, 5, 3, False), x=torch.randn(40, 6), weak_probs=weak_probs.float(),

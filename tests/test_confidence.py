@@ -8,7 +8,6 @@ from conftest import gradient, random_problem
 
 import data
 import models
-import training
 
 
 def problem():
@@ -38,13 +37,9 @@ def test_gradient_with_labels():
     """2 p - e_y - (1 - a) q - a e_k."""
     student_logits, weak_probs = problem()
     labels = torch.arange(40) % 5
-
-    def loss(z):
-        return confidence_loss(z, weak_probs, 0.3) + training.label_loss(z[:, None], labels)
-
-    _, grad = gradient(loss, student_logits)
+    _, grad = confidence.value_and_gradient(student_logits[:, None], weak_probs[:, None], 0.3, labels)
     target = 0.7 * weak_probs + 0.3 * F.one_hot(student_logits.argmax(-1), 5) + F.one_hot(labels, 5)
-    torch.testing.assert_close(grad, (2 * student_logits.softmax(-1) - target) / 40)
+    torch.testing.assert_close(grad[:, 0], (2 * student_logits.softmax(-1) - target) / 40)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.6])
@@ -122,12 +117,13 @@ def test_the_loop_ramps_over_all_steps(monkeypatch):
     """2 epochs of 10 steps, the ramp over the first half of all."""
     seen = []
 
-    def spy(student_logits, weak_probs, a, own):
-        seen.append(a)
-        assert torch.equal(own, student_logits.argmax(-1)) and len(own) in (3 * 32, 3 * 12)
-        return confidence_loss(student_logits, weak_probs, a, own)
+    def spy(student_logits, weak_probs, a, labels, balanced):
+        seen.append(a.item())
+        assert len(student_logits) in (32, 12) and not balanced
+        return value_and_gradient(student_logits, weak_probs, a, labels, balanced)
 
-    monkeypatch.setattr(confidence, "confidence_loss", spy)
+    value_and_gradient = confidence.value_and_gradient
+    monkeypatch.setattr(confidence, "value_and_gradient", spy)
     train(confidence, alpha=0.4, alpha_ramp=0.5)
     assert seen == pytest.approx([0.04 * step for step in range(10)] + [0.4] * 10)
 

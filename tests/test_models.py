@@ -44,17 +44,6 @@ def test_supervisors():
     torch.testing.assert_close(averaged[:, 0], (weak_probs[:, 0] + weak_probs[:, 1] + weak_probs[:, 2]) / 3)
 
 
-def test_label_loss():
-    logits, labels = torch.randn(4, 2, 3), torch.tensor([0, 2, 1, 0])
-    assert training.label_loss(logits, None) == 0
-    log_p = logits.log_softmax(-1)
-    expected = -sum(log_p[i, s, labels[i]] for i in range(4) for s in range(2)) / 4
-    torch.testing.assert_close(training.label_loss(logits, labels), expected)
-    mixed = torch.rand(4, 3).softmax(-1)
-    expected = -sum(mixed[i] @ log_p[i, s] for i in range(4) for s in range(2)) / 4
-    torch.testing.assert_close(training.label_loss(logits, mixed), expected)
-
-
 def test_fit_learns_and_is_fixed_by_the_seed():
     x = torch.randn(500, 6)
     y = (x[:, 0] > 0).long()

@@ -484,8 +484,8 @@ def test_what_each_policy_is_trained_on(supervision, monkeypatch):
         better = judge[:, 0] > judge[:, 1]
         same = (better == better[:, :1]).all(1) & (judge[:, 0] != judge[:, 1]).all(1)
         assert torch.equal(given.pop("keep"), same) and given.pop("pairs") is task.pairs
-        assert given == recipe | {"seed": 9}
-    assert row["flags"] == recipe | {"encoder_steps": models.ENCODER_STEPS, "policy": None}
+        assert given == recipe | {"seed": 9, "compiled": False}
+    assert row["flags"] == recipe | {"encoder_steps": models.ENCODER_STEPS, "policy": None, "compile": "auto"}
     decided = task.gold[:, 0] != task.gold[:, 1]
     right = (rewards[:, 0] > rewards[:, 1]) == (task.gold[:, :1] > task.gold[:, 1:])
     assert row["reward_accuracy"] == pytest.approx(right[decided].double().mean(0).tolist())

@@ -1,0 +1,421 @@
+"""Gradients in closed form against autograd on the plain losses; compiled against eager; no compiler."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+
+import adaptive_confidence
+import confidence
+import naive
+import pytest
+import raven
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+import fast
+import models
+
+METHODS = [naive, confidence, adaptive_confidence, raven]
+ROOM = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+def problem(n=12, s=3, c=5, seed=0):
+    """Logits of s students and soft labels (n, s, c), float64, with ties among logits and labels of 0."""
+    generator = torch.Generator().manual_seed(seed)
+    student_logits = 2 * torch.randn(n, s, c, generator=generator, dtype=torch.float64)
+    weak_probs = torch.softmax(2 * torch.randn(n, s, c, generator=generator, dtype=torch.float64), -1)
+    student_logits[0] = 0  # the student is wholly undecided
+    weak_probs[-1] = F.one_hot(torch.tensor(c - 1), c)  # the weak models have no doubt
+    return student_logits, weak_probs
+
+
+def label_loss(student_logits, labels):
+    """The labels' cross-entropy of s students, summed."""
+    if labels is None:
+        return 0.0
+    return sum(F.cross_entropy(student_logits[:, s], labels) for s in range(student_logits.shape[1]))
+
+
+def each(loss):
+    """loss(logits (n, c), weak_probs (n, c)) -> the same for (n, s, c), summed over the s students."""
+    return lambda z, q: sum(loss(z[:, s], q[:, s]) for s in range(z.shape[1]))
+
+
+def adaptive_loss(z, q, weight, temperature, tau):
+    b = 0.7 * weight(z, q, temperature)
+    return adaptive_confidence.mixed_loss(z, q, b, tau)
+
+
+TRUST = torch.tensor(0.3, dtype=torch.float64)
+# name -> (plain loss of (z, q), value_and_gradient of (z, q, labels))
+PAIRS = {
+    "naive": (each(naive.naive_loss), naive.value_and_gradient),
+    "confidence": (
+        each(lambda z, q: confidence.confidence_loss(z, q, 0.3)),
+        lambda z, q, labels: confidence.value_and_gradient(z, q, TRUST, labels),
+    ),
+}
+for name, weight in adaptive_confidence.BETAS.items():
+    for tau in (1.0, 4.0):
+        options = {"weight": weight, "temperature": 2.0}
+        PAIRS[f"adaptive {name}, tau {tau:g}"] = (
+            each(functools.partial(adaptive_loss, tau=tau, **options)),
+            lambda z, q, labels, tau=tau, options=options: adaptive_confidence.value_and_gradient(
+                z, q, torch.tensor(0.7, dtype=torch.float64), labels, distill_temperature=tau, **options
+            ),
+        )
+
+
+def autograd(loss, *inputs):
+    """The value of loss(*inputs) in float64 at least, and its gradients."""
+    inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    value = loss(*inputs)
+    return value.detach(), *torch.autograd.grad(value, inputs)
+
+
+def close(ours, exact, room, scale=None):
+    """The distance, relative to the norm of `exact` or to `scale`."""
+    assert ours.shape == exact.shape and ours.isfinite().all()
+    distance = (ours.double() - exact).norm() / (exact.norm() if scale is None else scale)
+    assert distance <= room or (exact.norm() == 0 and ours.abs().max() <= room), distance
+
+
+LABELS = {
+    "no labels": lambda n, c, dtype: None,
+    "labels": lambda n, c, dtype: torch.arange(n) % c,
+    "mixed labels": lambda n, c, dtype: (0.75 * F.one_hot(torch.arange(n) % c, c) + 0.25 / c).to(dtype),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("dtype", ROOM)
+@pytest.mark.parametrize("name", PAIRS)
+def test_value_and_gradient_are_those_of_the_plain_loss(name, dtype, labels):
+    plain, closed = PAIRS[name]
+    student_logits, weak_probs = (part.to(dtype) for part in problem())
+    if dtype in (torch.float16, torch.bfloat16):  # rows that sum to 1 in these types, too
+        weak_probs = 0.375 * F.one_hot(weak_probs.argmax(-1), 5).to(dtype) + 0.125
+    labels = LABELS[labels](12, 5, dtype)
+    value, gradient, *_ = closed(student_logits.requires_grad_(), weak_probs, labels)
+    doubled = labels.double() if labels is not None and labels.is_floating_point() else labels
+    exact = autograd(lambda z: plain(z, weak_probs.double()) + label_loss(z, doubled), student_logits)
+    assert value.dtype == torch.promote_types(dtype, torch.float32) and gradient.dtype == dtype
+    assert not value.requires_grad and not gradient.requires_grad
+    # float16 and bfloat16: only the result is rounded
+    close(value, exact[0], min(ROOM[dtype], 2e-6))
+    close(gradient, exact[1], ROOM[dtype])
+
+
+HARD = {
+    "extreme logits": lambda z, q: (1e4 * z, q),
+    "equal logits": lambda z, q: (torch.zeros_like(z), q),
+    "equal logits, far from 0": lambda z, q: (torch.full_like(z, -1e4), q),
+    "one class": lambda z, q: (z[..., :1], torch.ones_like(q[..., :1])),
+    "one sample": lambda z, q: (z[:1], q[:1]),
+    "non-contiguous": lambda z, q: (z.transpose(1, 2).contiguous().transpose(1, 2), q.flip(1)[::1]),
+    "no doubt": lambda z, q: (z, F.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)),
+}
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("name", PAIRS)
+def test_hard_cases(name, case):
+    plain, closed = PAIRS[name]
+    student_logits, weak_probs = (part.float() for part in HARD[case](*problem()))
+    value, gradient, *_ = closed(student_logits, weak_probs, None)
+    exact = autograd(lambda z: plain(z, weak_probs.double()), student_logits)
+    close(value, exact[0], 2e-6)
+    close(gradient, exact[1], 2e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name.count("adaptive") != 1])
+def test_a_hundred_thousand_classes(name):
+    plain, closed = PAIRS[name]
+    student_logits, weak_probs = (part.float() for part in problem(n=4, s=1, c=100_000))
+    value, gradient, *_ = closed(student_logits, weak_probs, None)
+    exact = autograd(lambda z: plain(z, weak_probs.double()), student_logits)
+    close(value, exact[0], 2e-6)
+    close(gradient, exact[1], 2e-6)
+
+
+def test_balanced():
+    student_logits, weak_probs = problem(c=2)
+    value, gradient = confidence.value_and_gradient(student_logits, weak_probs, 0.3, balanced=True)
+
+    def plain(z, q):
+        return confidence.confidence_loss(z, q, 0.3, confidence.own_class(z, q, balanced=True))
+
+    exact = autograd(lambda z: each(plain)(z, weak_probs), student_logits)
+    close(value, exact[0], 1e-12)
+    close(gradient, exact[1], 1e-12)
+
+
+def test_disagreement_by_hand():
+    """Two of three samples differ; b = ramp * sigmoid((z_w - z_k) / T) there: sigmoid(-2), sigmoid(-1)."""
+    student_logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])[:, None]
+    weak_probs = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.8, 0.2]])[:, None]
+    *_, disagreement = adaptive_confidence.value_and_gradient(student_logits, weak_probs, 0.5)
+    expected = torch.tensor([2.0, 0.5 * (torch.tensor(-2.0).sigmoid() + torch.tensor(-1.0).sigmoid())])
+    torch.testing.assert_close(disagreement, expected)
+
+
+# ------------------------------------------------------------------------------------------------------ RAVEN
+
+
+def mean_cross_entropy(student_logits, weak_probs):
+    """Mean |CE(q_m, p)|: what the weights' gradient is a difference of."""
+    log_p = student_logits.double().log_softmax(-1)
+    return (weak_probs.double() * log_p).sum(-1).abs().mean()
+
+
+def raven_problem(m=3, c=5, n=12):
+    student_logits, weak_probs = problem(n=n, s=m, c=c)
+    weights = torch.linspace(1, 2, m, dtype=torch.float64)
+    return student_logits[:, :1], weak_probs, weights / weights.sum(), torch.arange(n) % 3 != 1
+
+
+def check_raven(student_logits, weak_probs, weights, keep, labels, combination, room):
+    value, gradient, weight_gradient = raven.value_and_gradient(
+        student_logits, weak_probs, weights, keep, labels, combination
+    )
+    labels = labels.double() if labels is not None and labels.is_floating_point() else labels
+
+    def plain(z, w):
+        return raven.raven_loss(z[:, 0], weak_probs.double(), w, keep, combination) + label_loss(z, labels)
+
+    exact = autograd(plain, student_logits, weights)
+    close(value, exact[0], room)
+    close(gradient, exact[1], room)
+    close(weight_gradient, exact[2], room, scale=mean_cross_entropy(student_logits, weak_probs))
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("dtype", ROOM)
+@pytest.mark.parametrize("m", [1, 3, 10])
+@pytest.mark.parametrize("combination", [raven.combine, raven.combine_logits])
+def test_raven_against_autograd(combination, m, dtype, labels):
+    student_logits, weak_probs, weights, keep = raven_problem(m)
+    if combination is raven.combine_logits:
+        weak_probs = 0.98 * weak_probs + 0.004  # in lower precision log 0 is another number
+    if dtype != torch.float64:
+        weights = weights.float()
+    arguments = (student_logits.to(dtype), weak_probs.to(dtype), weights, keep)
+    # In half precision the rows do not sum to 1: the formulas hold for any sum.
+    check_raven(*arguments, LABELS[labels](12, 5, dtype), combination, ROOM[dtype])
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("combination", [raven.combine, raven.combine_logits])
+def test_hard_cases_of_raven(combination, case):
+    student_logits, weak_probs, weights, keep = raven_problem()
+    student_logits, weak_probs = HARD[case](student_logits, weak_probs)
+    if combination is raven.combine_logits:
+        weak_probs = (weak_probs + 0.01) / (weak_probs + 0.01).sum(-1, keepdim=True)
+    arguments = (student_logits.float(), weak_probs.float(), weights.float(), keep[: len(student_logits)])
+    check_raven(*arguments, None, combination, 2e-6)
+
+
+@pytest.mark.parametrize("combination", [raven.combine, raven.combine_logits])
+def test_raven_with_a_hundred_thousand_classes(combination):
+    student_logits, weak_probs, weights, keep = raven_problem(c=100_000, n=4)
+    weak_probs = 0.5 * weak_probs + 0.5e-5
+    # A float32 softmax over that many classes sums to 1 up to 2e-5.
+    check_raven(student_logits.float(), weak_probs.float(), weights.float(), keep, None, combination, 5e-5)
+
+
+def test_a_sample_that_does_not_count_has_no_gradient():
+    arguments = raven_problem()
+    _, gradient, _ = raven.value_and_gradient(*arguments)
+    assert (gradient[~arguments[3]] == 0).all() and (gradient[arguments[3]] != 0).any()
+
+
+# --------------------------------------------------------------------------------------------------- compiled
+
+
+compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+
+
+def compiled_cases():
+    labels = torch.arange(12) % 5
+    trust = torch.tensor(0.3)
+    z, q = (part.float() for part in problem())
+    yield naive.value_and_gradient, (z, q, labels)
+    yield confidence.value_and_gradient, (z, q, trust, labels)
+    yield adaptive_confidence.value_and_gradient, (z, q, trust)
+    weight = adaptive_confidence.BETAS["select"]
+    yield adaptive_confidence.value_and_gradient, (z, q, trust, labels, weight, 1.0, 4.0)
+    yield adaptive_confidence.value_and_gradient, (z.bfloat16(), q.bfloat16(), trust)
+    yield confidence.value_and_gradient, (z.double(), q.double(), trust.double(), labels)
+    student_logits, weak_probs, weights, keep = raven_problem()
+    for combination in (raven.combine, raven.combine_logits):
+        arguments = (student_logits.float(), weak_probs.float(), weights.float(), keep)
+        yield raven.value_and_gradient, (*arguments, None, combination)
+
+
+@compiler
+@pytest.mark.parametrize("case", range(8))
+def test_compiled_and_eager_agree(case, capsys):
+    function, arguments = list(compiled_cases())[case]
+    torch.compiler.reset()
+    kernels = fast.compiled(function, True)
+    for part in (slice(None), slice(5), slice(1)):  # other sizes of a batch, too
+        own = [torch.is_tensor(each) and each.shape[:1] == (12,) for each in arguments]
+        sizes = [each[part] if of_samples else each for each, of_samples in zip(arguments, own)]
+        room = {torch.bfloat16: 1e-2, torch.float32: 1e-6, torch.float64: 1e-12}[arguments[0].dtype]
+        for i, (ours, eager) in enumerate(zip(kernels(*sizes), function(*sizes), strict=True)):
+            assert ours.dtype == eager.dtype
+            of_weights = function is raven.value_and_gradient and i == 2
+            close(ours, eager.double(), room, mean_cross_entropy(*sizes[:2]) if of_weights else None)
+    assert "does not work here" not in capsys.readouterr().err
+
+
+def test_without_a_compiler_it_runs_eagerly_and_says_so_once(capsys, monkeypatch):
+    def broken(function, options):
+        def call(*arguments):
+            raise RuntimeError("no compiler\nand a long traceback")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    function = fast.compiled(naive.value_and_gradient, True)
+    z, q = problem()
+    for _ in range(2):
+        for ours, eager in zip(function(z, q), naive.value_and_gradient(z, q)):
+            assert torch.equal(ours, eager)
+    line = "torch.compile does not work here, so it runs without: no compiler\n"
+    assert capsys.readouterr().err == line
+    assert fast.compiled(naive.value_and_gradient, False) is naive.value_and_gradient
+
+
+@pytest.mark.parametrize("choice, device, on", [
+    ("auto", "cpu", False), ("auto", "cuda:1", True), ("on", "cpu", True), ("off", "cuda", False),
+])  # fmt: skip
+def test_what_the_flag_means(choice, device, on):
+    assert fast.wanted(choice, device) is on
+
+
+# --------------------------------------------------------------------------------------------------- captured
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A CUDA graph's stand-in on a CPU: it runs the step again on the tensors that it was captured with."""
+    seen = []
+
+    def capture(step, places):
+        seen.append(places)
+        return lambda: step(*places)
+
+    monkeypatch.setattr(fast, "warm_up", lambda step, arguments: step(*arguments))
+    monkeypatch.setattr(fast, "capture", capture)
+    return seen
+
+
+def train(method, x=None, **settings):
+    """The head of a student, and what train_student returns, after 6 epochs of 4 steps and a smaller one."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(140, 6, generator=generator) if x is None else x
+    weak_probs = torch.randn(140, 3, 5, generator=generator).softmax(-1).to(x.device)
+    student = models.LinearHeads(6, 5, 1 if method is raven else 3, False).to(x.device)
+    recipe = {"epochs": 6, "lr": 1e-2, "batch_size": 32, "seed": 0}
+    recipe["labels"] = torch.arange(140, device=x.device) % 5
+    own = {
+        confidence: {"alpha": 0.5, "alpha_ramp": 0.6},
+        adaptive_confidence: {"temperature": 2.0, "distill_temperature": 1.0, "beta_ramp": 0.7},
+        raven: {"weight_lr": 0.1, "easy_phase": 0.4, "combination": raven.combine},
+    }
+    history = method.train_student(
+        student=student, x=x, weak_probs=weak_probs, **recipe, **own.get(method, {}), **settings
+    )
+    return student.linear.weight.detach(), history
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_steps_are_the_plain_ones(method, graphs, monkeypatch):
+    """What changes from step to step reaches the captured step: the batch, the ramps, RAVEN's phase."""
+    plain, history = train(method)
+    captured = fast.captured
+    monkeypatch.setattr(fast, "captured", lambda step, on: captured(step, True))
+    head, again = train(method)
+    assert torch.equal(head, plain)
+    assert again is None if history is None else torch.equal(torch.as_tensor(again), torch.as_tensor(history))
+    # Full and smaller batches; for RAVEN full ones of both phases, as it meets the smaller one in each but thrice.
+    assert [len(places[0]) for places in graphs] == ([32, 32] if method is raven else [32, 12])
+
+
+def test_a_captured_step_owns_its_arguments(graphs):
+    total = torch.zeros(2)
+    step = fast.captured(lambda x, factor: total.add_(factor * x), True)
+    x = torch.ones(2)
+    for i in range(6):
+        x.fill_(i)
+        step(x, 2)
+    x.fill_(100)
+    step(torch.full((2,), 6.0), 2)
+    assert total.tolist() == [42.0, 42.0] and len(graphs) == 1  # 2 * (0 + ... + 6)
+    step(torch.ones(2), 3)
+    assert total.tolist() == [45.0, 45.0]  # other values that are no tensors are another graph
+
+
+def test_where_nothing_can_be_captured_the_steps_are_plain(graphs, monkeypatch, capsys):
+    def broken(step, places):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(fast, "capture", broken)
+    total = torch.zeros(1)
+    step = fast.captured(total.add_, True)
+    for _ in range(6):
+        step(torch.ones(1))
+    assert total.item() == 6
+    line = "a CUDA graph does not work here, so it runs without: operation not permitted\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_compiled_and_captured_steps_are_the_plain_ones(method, capsys):
+    x = torch.randn(140, 6, generator=torch.Generator().manual_seed(2)).cuda()
+    plain, history = train(method, x=x)
+    head, again = train(method, x=x, compiled=True)
+    torch.testing.assert_close(head, plain, rtol=1e-4, atol=1e-5)
+    if history is not None:
+        torch.testing.assert_close(torch.as_tensor(again), torch.as_tensor(history), rtol=1e-4, atol=1e-5)
+    assert "does not work here" not in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+@compiler
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_loop_ends_where_the_plain_one_does(method):
+    torch.compiler.reset()
+    plain, history = train(method)
+    head, again = train(method, compiled=True)
+    torch.testing.assert_close(head, plain, rtol=1e-4, atol=1e-5)
+    if history is not None:
+        torch.testing.assert_close(torch.as_tensor(again), torch.as_tensor(history), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_flag_reaches_the_loop(method, npz, monkeypatch):
+    seen, flags = [], ["--task", npz, "--seeds", "0", "--epochs", "1", "--device", "cpu"]
+    monkeypatch.setattr(fast, "compiled", lambda function, on: seen.append(on) or function)
+    for choice in ("auto", "on", "off"):
+        [row] = method.main([*flags, "--compile", choice])
+        assert row["flags"]["compile"] == choice
+    assert seen == [False, True, False]
+
+
+def test_without_a_compiler_a_script_says_one_line(npz):
+    """A real run that finds no compiler: no traceback, and a row."""
+    command = [sys.executable, ROOT / "methods" / "naive.py", "--task", npz, "--seeds", "0", "--epochs", "2"]
+    environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run(
+        [*command, "--compile", "on", "--device", "cpu"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0 and '"student"' in done.stdout
+    assert done.stderr.count("torch.compile does not work here") == 1 and "Traceback" not in done.stderr
