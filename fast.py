@@ -15,7 +15,8 @@ from collections import Counter
 
 import torch
 
-# An intermediate (N, C) is computed again where it is read, not written to memory, with up to 50 weak models.
+# What lies between logits and gradient is computed again where it is read, not written to memory. (The usual
+# limit is 4 reads; the mean of M weak models takes 2 M.)
 ONE_PASS = {"realize_reads_threshold": 100}
 WARM_UP = 3  # steps before a CUDA graph is captured: until then kernels are chosen and memory is allocated
 
@@ -31,8 +32,8 @@ def closed_form(function):
     @functools.wraps(function)
     @torch.no_grad()
     def call(student_logits, *arguments, **options):
-        results = function(promote(student_logits), *map(promote, arguments), **options)
-        value, gradient, *more = results
+        options = {name: promote(value) for name, value in options.items()}
+        value, gradient, *more = function(promote(student_logits), *map(promote, arguments), **options)
         return value, gradient.to(student_logits.dtype), *more
 
     return call
@@ -73,6 +74,9 @@ def compiled(function, on: bool):
     says so, and function is called as it is."""
     if not on:
         return function
+    import torch._dynamo  # here, as it takes a second
+
+    torch._dynamo.config.recompile_limit = 64  # all methods, tasks and sizes of a batch count together
     kernels, working = torch.compile(function, options=ONE_PASS), True
 
     @functools.wraps(function)
@@ -89,19 +93,23 @@ def compiled(function, on: bool):
     return call
 
 
-def warm_up(step, arguments) -> None:
-    """step(*arguments) on a stream of its own, as a CUDA graph wants it."""
-    stream = torch.cuda.Stream()
+def capturable(compiled: bool, x: torch.Tensor) -> bool:
+    """Whether a loop over the samples x uses CUDA graphs."""
+    return compiled and x.is_cuda
+
+
+def warm_up(step, arguments, stream) -> None:
+    """step(*arguments) beside the usual stream, as CUDA graphs want it before they are captured."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step(*arguments)
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def capture(step, arguments):
+def capture(step, arguments, stream, pool):
     """A function that does what step(*arguments) does, with what the arguments then hold, in one launch."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # records the kernels and runs none
+    with torch.cuda.graph(graph, pool=pool, stream=stream):  # records the kernels and runs none
         step(*arguments)
     return graph.replay
 
@@ -110,32 +118,31 @@ def captured(step, on: bool):
     """step, as one launch (a CUDA graph) instead of a dozen, if `on`: the step of a small student takes a GPU
     less time than the host needs to launch its kernels.
 
-    step(*arguments): what changes from step to step comes in tensors, as arguments or written in place; other
-    arguments may have a few values. Arguments of each shape are captured after WARM_UP ordinary steps.
+    step(*arguments): tensors and, of few values, others. A graph holds the kernels of one step with the
+    numbers that Python gave them: what changes from step to step has to be in tensors, either arguments or
+    written in place. For each shape of the arguments a graph is captured after WARM_UP ordinary steps.
     """
     if not on:
         return step
-    calls, graphs, working = Counter(), {}, True
+    # One pool of memory for all graphs, as no two of them run at a time.
+    stream, pool, calls, graphs = torch.cuda.Stream(), torch.cuda.graph_pool_handle(), Counter(), {}
 
     def call(*arguments):
-        nonlocal working
-        tensors = [torch.is_tensor(each) for each in arguments]
-        key = tuple(each.shape if is_tensor else each for each, is_tensor in zip(arguments, tensors))
+        key = tuple(each.shape if torch.is_tensor(each) else each for each in arguments)
         calls[key] += 1
-        if working and calls[key] <= WARM_UP:
-            return warm_up(step, arguments)
-        if working and key not in graphs:
-            places = [each.clone() if is_tensor else each for each, is_tensor in zip(arguments, tensors)]
+        if calls[key] <= WARM_UP:
+            return warm_up(step, arguments, stream)
+        if calls[key] == WARM_UP + 1:
+            places = [each.clone() if torch.is_tensor(each) else each for each in arguments]
             try:
-                graphs[key] = capture(step, places), places
-            except Exception as error:  # nothing has run, so that the step can be made without
-                working = False
+                graphs[key] = capture(step, places, stream, pool), places
+            except Exception as error:  # nothing has run: the step is still to be made
                 fall_back("a CUDA graph", error)
         if key not in graphs:
             return step(*arguments)
         replay, places = graphs[key]
-        for place, each, is_tensor in zip(places, arguments, tensors):
-            if is_tensor:
+        for place, each in zip(places, arguments):
+            if torch.is_tensor(each):
                 place.copy_(each)
         replay()
 

@@ -163,6 +163,8 @@ def pick_device(name: str) -> str:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)  # else streams and graphs would be the first one's
     return name
 
 

@@ -43,16 +43,17 @@ class Batches:
         self.generator.set_state(state["generator"])
 
 
-def make_optimizer(kind: str, model, lr: float, steps: int):
-    """An optimizer and its schedule, to be stepped after every batch. Neither makes the host wait for a GPU.
+def make_optimizer(kind: str, model, lr: float, steps: int, captured: bool = False):
+    """An optimizer and its schedule, to be stepped after every batch; no step makes the host wait for a GPU.
+    captured: for steps that become a CUDA graph (fast.captured), which finds the rate in a tensor.
 
     adam  cosine to 0 over all steps
     sgd   what AdaptConf's authors train CIFAR-100 networks with: Nesterov momentum .9, weight decay 5e-4,
           linear warm-up over the first 1/24 of the steps (10 of 240 epochs), cosine to lr / 100
     """
-    cuda = next(model.parameters()).is_cuda
     if kind == "adam":
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=cuda)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=captured)
+        optimizer._warned_capturable_if_run_uncaptured = True  # the first few steps are not
         warm_up, last = 0, 0.0
     else:
         assert kind == "sgd", kind
@@ -67,9 +68,9 @@ def make_optimizer(kind: str, model, lr: float, steps: int):
         return last + (1 - last) * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    if cuda:  # where a CUDA graph finds the rate of each step
+    if captured:
         for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"], device="cuda")
+            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
     return optimizer, schedule
 
 

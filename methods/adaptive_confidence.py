@@ -141,9 +141,9 @@ def value_and_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`adaptive_confidence_loss` of S students, summed, and the labels' cross-entropy; with its gradient.
 
-    student_logits, weak_probs (N, S, C); labels (N,), or (N, C) where the task mixes samples, or None;
-    weight: one of BETAS -> scalar, (N, S, C), and (2,): on how many of the N * S student and weak model
-    disagree, and the sum of b over those.
+    student_logits, weak_probs (N, S, C), rows of weak_probs sum to 1; labels (N,), or (N, C) where the task
+    mixes samples, or None; weight: one of BETAS -> scalar, (N, S, C), and (2,): on how many of the N * S
+    student and weak model disagree, and the sum of b over those.
     """
     b = ramp * weight(student_logits, weak_probs, temperature)  # (N, S)
     own_class = student_logits.argmax(-1)
@@ -180,7 +180,8 @@ def train_student(
     were none].
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
+    capture = fast.capturable(compiled, x)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches), capture)
     history = []
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     evaluate = fast.compiled(value_and_gradient, compiled)
@@ -198,7 +199,7 @@ def train_student(
         optimizer.step()
         counts.add_(disagreement)
 
-    step = fast.captured(step, compiled and x.is_cuda)
+    step = fast.captured(step, capture)
     student.train()
     for epoch in training.resumable(epochs, "adaptive confidence", checkpoint, **state, history=history):
         ramp.fill_(ramp_at(epoch, epochs, beta_ramp))

@@ -122,7 +122,8 @@ def train_student(
     compiled: see fast.py.
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
+    capture = fast.capturable(compiled, x)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches), capture)
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     evaluate = fast.compiled(value_and_gradient, compiled)
     a = torch.zeros((), device=x.device)  # a tensor, as fast.captured asks
@@ -135,7 +136,7 @@ def train_student(
         student_logits.backward(gradient)
         optimizer.step()
 
-    step = fast.captured(step, compiled and x.is_cuda)
+    step = fast.captured(step, capture)
     student.train()
     for epoch in training.resumable(epochs, "confidence", checkpoint, **state):
         for t, batch in enumerate(batches, start=epoch * len(batches)):

@@ -78,7 +78,8 @@ def train_student(
     compiled: see fast.py.
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
+    capture = fast.capturable(compiled, x)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches), capture)
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     evaluate = fast.compiled(value_and_gradient, compiled)
 
@@ -90,7 +91,7 @@ def train_student(
         student_logits.backward(gradient)
         optimizer.step()
 
-    step = fast.captured(step, compiled and x.is_cuda)
+    step = fast.captured(step, capture)
     student.train()
     for _ in training.resumable(epochs, "naive", checkpoint, **state):
         for batch in batches:

@@ -161,7 +161,8 @@ def train_student(
     compiled: see fast.py. Returns the weights before the first and after every epoch, (epochs + 1, M).
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches))
+    capture = fast.capturable(compiled, x)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches), capture)
     num_weak = weak_probs.shape[1]
     weights = torch.full((num_weak,), 1 / num_weak, device=x.device)
     weight_history = [weights.clone()]  # clones, as the weights change in place
@@ -171,8 +172,10 @@ def train_student(
 
     def step(x, weak_probs, labels, in_easy_phase):
         student_logits = student(x)  # (B, 1, C)
-        every = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        keep = unanimous(weak_probs) if in_easy_phase else every
+        if in_easy_phase:
+            keep = unanimous(weak_probs)
+        else:
+            keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
         _, gradient, weight_gradient = evaluate(
             student_logits, weak_probs, weights, keep, labels, combination
         )
@@ -182,7 +185,7 @@ def train_student(
         if not in_easy_phase:
             weights.copy_(project(weights - weight_lr * weight_gradient))
 
-    step = fast.captured(step, compiled and x.is_cuda)
+    step = fast.captured(step, capture)
     student.train()
     for epoch in training.resumable(epochs, "raven", checkpoint, **state):
         for batch in batches:

@@ -1,6 +1,8 @@
 """Gradients in closed form against autograd on the plain losses; compiled against eager; no compiler."""
 
 import functools
+import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +16,9 @@ import raven
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fast
 import models
@@ -115,7 +120,7 @@ HARD = {
     "equal logits, far from 0": lambda z, q: (torch.full_like(z, -1e4), q),
     "one class": lambda z, q: (z[..., :1], torch.ones_like(q[..., :1])),
     "one sample": lambda z, q: (z[:1], q[:1]),
-    "non-contiguous": lambda z, q: (z.transpose(1, 2).contiguous().transpose(1, 2), q.flip(1)[::1]),
+    "non-contiguous": lambda z, q: tuple(part.repeat_interleave(2, -1)[..., ::2] for part in (z, q)),
     "no doubt": lambda z, q: (z, F.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)),
 }
 
@@ -124,7 +129,9 @@ HARD = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_hard_cases(name, case):
     plain, closed = PAIRS[name]
-    student_logits, weak_probs = (part.float() for part in HARD[case](*problem()))
+    student_logits, weak_probs = HARD[case](*(part.float() for part in problem()))
+    if case == "non-contiguous":
+        assert not student_logits.is_contiguous() and not weak_probs.is_contiguous()
     value, gradient, *_ = closed(student_logits, weak_probs, None)
     exact = autograd(lambda z: plain(z, weak_probs.double()), student_logits)
     close(value, exact[0], 2e-6)
@@ -151,6 +158,23 @@ def test_balanced():
     exact = autograd(lambda z: each(plain)(z, weak_probs), student_logits)
     close(value, exact[0], 1e-12)
     close(gradient, exact[1], 1e-12)
+
+
+def test_cross_entropy_with_labels_by_hand():
+    """Two samples, two students, p = (1/4, 3/4) and (1/2, 1/2) for both samples, targets e_0."""
+    log_p = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log().expand(2, 2, 2)
+    targets = torch.tensor([1.0, 0.0]).expand(2, 2, 2)
+    of_targets, of_class_1 = math.log(4) + math.log(2), math.log(4 / 3) + math.log(2)
+    value, gradient = fast.cross_entropy(log_p, targets)
+    assert value.item() == pytest.approx(of_targets)
+    torch.testing.assert_close(gradient[1], torch.tensor([[-0.75, 0.75], [-0.5, 0.5]]) / 2)
+    value, gradient = fast.cross_entropy(log_p, targets, torch.tensor([0, 1]))
+    assert value.item() == pytest.approx(of_targets + (of_targets + of_class_1) / 2)
+    torch.testing.assert_close(gradient[1], torch.tensor([[0.5 - 1, 1.5 - 1], [0.0, 0.0]]) / 2)
+    mixed = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+    value, gradient = fast.cross_entropy(log_p, targets, mixed)
+    assert value.item() == pytest.approx(of_targets + (0.5 * of_targets + 1.5 * of_class_1) / 2)
+    torch.testing.assert_close(gradient[0, 0], torch.tensor([0.5 - 1.5, 1.5 - 0.5]) / 2)
 
 
 def test_disagreement_by_hand():
@@ -211,10 +235,12 @@ def test_raven_against_autograd(combination, m, dtype, labels):
 @pytest.mark.parametrize("combination", [raven.combine, raven.combine_logits])
 def test_hard_cases_of_raven(combination, case):
     student_logits, weak_probs, weights, keep = raven_problem()
-    student_logits, weak_probs = HARD[case](student_logits, weak_probs)
     if combination is raven.combine_logits:
         weak_probs = (weak_probs + 0.01) / (weak_probs + 0.01).sum(-1, keepdim=True)
-    arguments = (student_logits.float(), weak_probs.float(), weights.float(), keep[: len(student_logits)])
+    student_logits, weak_probs = HARD[case](student_logits.float(), weak_probs.float())
+    if case == "no doubt":  # what log 0 is depends on the type
+        weak_probs = weak_probs.clamp(min=torch.finfo(torch.float32).tiny)
+    arguments = (student_logits, weak_probs, weights.float(), keep[: len(student_logits)])
     check_raven(*arguments, None, combination, 2e-6)
 
 
@@ -239,37 +265,64 @@ compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile nee
 
 
 def compiled_cases():
-    labels = torch.arange(12) % 5
-    trust = torch.tensor(0.3)
+    """name -> function, its arguments."""
     z, q = (part.float() for part in problem())
-    yield naive.value_and_gradient, (z, q, labels)
-    yield confidence.value_and_gradient, (z, q, trust, labels)
-    yield adaptive_confidence.value_and_gradient, (z, q, trust)
-    weight = adaptive_confidence.BETAS["select"]
-    yield adaptive_confidence.value_and_gradient, (z, q, trust, labels, weight, 1.0, 4.0)
-    yield adaptive_confidence.value_and_gradient, (z.bfloat16(), q.bfloat16(), trust)
-    yield confidence.value_and_gradient, (z.double(), q.double(), trust.double(), labels)
+    labels, trust = torch.arange(12) % 5, torch.tensor(0.3)
+    apart, pairs = HARD["non-contiguous"](z, q), (z[..., :2].mT.contiguous().mT, q[..., :2].softmax(-1))
+    select = adaptive_confidence.BETAS["select"]
+    adaptive = adaptive_confidence.value_and_gradient
+    cases = {
+        "naive": (naive.value_and_gradient, (z, q)),
+        "naive, mixed labels": (naive.value_and_gradient, (z, q, q[:, 0])),
+        "naive, float16": (naive.value_and_gradient, (z.half(), q.half())),
+        "confidence": (confidence.value_and_gradient, (z, q, trust, labels)),
+        "confidence, float64": (confidence.value_and_gradient, (z.double(), q.double(), trust.double())),
+        "confidence, balanced pairs": (confidence.value_and_gradient, (*pairs, trust, None, True)),
+        "adaptive": (adaptive, (z, q, trust)),
+        "adaptive, apart in memory": (adaptive, (*apart, trust)),
+        "adaptive, bfloat16": (adaptive, (z.bfloat16(), q.bfloat16(), trust)),
+        "adaptive, select, tau 4": (adaptive, (z, q, trust, labels, select, 1.0, 4.0)),
+    }
     student_logits, weak_probs, weights, keep = raven_problem()
     for combination in (raven.combine, raven.combine_logits):
-        arguments = (student_logits.float(), weak_probs.float(), weights.float(), keep)
-        yield raven.value_and_gradient, (*arguments, None, combination)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            arguments = (student_logits.to(dtype), weak_probs.to(dtype), weights.to(dtype), keep)
+            name = f"raven, {combination.__name__}, {dtype}"
+            cases[name] = (raven.value_and_gradient, (*arguments, labels, combination))
+    return cases
 
 
 @compiler
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", compiled_cases())
 def test_compiled_and_eager_agree(case, capsys):
-    function, arguments = list(compiled_cases())[case]
+    function, arguments = compiled_cases()[case]
     torch.compiler.reset()
+    counters.clear()
     kernels = fast.compiled(function, True)
-    for part in (slice(None), slice(5), slice(1)):  # other sizes of a batch, too
-        own = [torch.is_tensor(each) and each.shape[:1] == (12,) for each in arguments]
-        sizes = [each[part] if of_samples else each for each, of_samples in zip(arguments, own)]
-        room = {torch.bfloat16: 1e-2, torch.float32: 1e-6, torch.float64: 1e-12}[arguments[0].dtype]
-        for i, (ours, eager) in enumerate(zip(kernels(*sizes), function(*sizes), strict=True)):
+    for size in (12, 5, 1):  # a batch, a smaller one, and a single sample
+        of_samples = [torch.is_tensor(each) and each.shape[:1] == (12,) for each in arguments]
+        own = [each[:size] if sampled else each for each, sampled in zip(arguments, of_samples)]
+        room = {torch.float32: 1e-6, torch.float64: 1e-12}.get(arguments[0].dtype, 1e-2)
+        for i, (ours, eager) in enumerate(zip(kernels(*own), function(*own), strict=True)):
             assert ours.dtype == eager.dtype
             of_weights = function is raven.value_and_gradient and i == 2
-            close(ours, eager.double(), room, mean_cross_entropy(*sizes[:2]) if of_weights else None)
+            close(ours, eager.double(), room, mean_cross_entropy(*own[:2]) if of_weights else None)
     assert "does not work here" not in capsys.readouterr().err
+    assert counters["frames"]["ok"] == counters["frames"]["total"] > 0  # nothing was left to Python
+
+
+@compiler
+def test_one_process_may_compile_for_many_tasks():
+    """Methods, numbers of students and classes, with labels and without: more than the compiler's usual 8."""
+    torch.compiler.reset()
+    counters.clear()
+    for s, c, n in itertools.product((1, 3), (2, 5), (12, 7)):
+        z, q = (part.float() for part in problem(n=n, s=s, c=c))
+        for labels in (None, torch.arange(n) % c):
+            fast.compiled(naive.value_and_gradient, True)(z, q, labels)
+            fast.compiled(confidence.value_and_gradient, True)(z, q, torch.tensor(0.5), labels)
+    assert counters["stats"]["unique_graphs"] > 8
+    assert counters["frames"]["ok"] == counters["frames"]["total"]
 
 
 def test_without_a_compiler_it_runs_eagerly_and_says_so_once(capsys, monkeypatch):
@@ -300,16 +353,44 @@ def test_what_the_flag_means(choice, device, on):
 # --------------------------------------------------------------------------------------------------- captured
 
 
+class Tape(TorchDispatchMode):
+    """Records what is computed, with the numbers that Python gave; computes it again into the same tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        results = function(*arguments, **(options or {}))
+        self.calls.append((function, arguments, options or {}, results))
+        return results
+
+    @torch.no_grad()
+    def replay(self):
+        for function, arguments, options, results in self.calls:
+            again = function(*arguments, **options)
+            for place, result in zip(tree_leaves(results), tree_leaves(again)):
+                if torch.is_tensor(place):
+                    place.copy_(result)
+
+
 @pytest.fixture
 def graphs(monkeypatch):
-    """A CUDA graph's stand-in on a CPU: it runs the step again on the tensors that it was captured with."""
+    """CUDA graphs' stand-in on a CPU. Recording runs the step here, so that its first replay does nothing."""
     seen = []
 
-    def capture(step, places):
+    def capture(step, places, stream, pool):
         seen.append(places)
-        return lambda: step(*places)
+        with Tape() as tape:
+            step(*places)
+        runs = iter([lambda: None])
+        return lambda: next(runs, tape.replay)()
 
-    monkeypatch.setattr(fast, "warm_up", lambda step, arguments: step(*arguments))
+    monkeypatch.setattr(fast, "capturable", lambda compiled, x: compiled)
+    monkeypatch.setattr(fast, "compiled", lambda function, on: function)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(fast, "warm_up", lambda step, arguments, stream: step(*arguments))
     monkeypatch.setattr(fast, "capture", capture)
     return seen
 
@@ -333,16 +414,17 @@ def train(method, x=None, **settings):
     return student.linear.weight.detach(), history
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("method", METHODS)
-def test_captured_steps_are_the_plain_ones(method, graphs, monkeypatch):
-    """What changes from step to step reaches the captured step: the batch, the ramps, RAVEN's phase."""
-    plain, history = train(method)
-    captured = fast.captured
-    monkeypatch.setattr(fast, "captured", lambda step, on: captured(step, True))
-    head, again = train(method)
-    assert torch.equal(head, plain)
-    assert again is None if history is None else torch.equal(torch.as_tensor(again), torch.as_tensor(history))
-    # Full and smaller batches; for RAVEN full ones of both phases, as it meets the smaller one in each but thrice.
+def test_captured_steps_are_the_plain_ones(method, optimizer, graphs):
+    """What changes from step to step reaches a captured one: batch, rate, ramps, RAVEN's weights and phase."""
+    plain, history = train(method, optimizer=optimizer)
+    assert not graphs
+    head, again = train(method, optimizer=optimizer, compiled=True)
+    torch.testing.assert_close(head, plain, rtol=1e-5, atol=1e-7)
+    if history is not None:
+        torch.testing.assert_close(torch.as_tensor(again), torch.as_tensor(history), rtol=1e-5, atol=1e-7)
+    # Full and smaller batches; RAVEN has full ones in both phases, and in either only 3 smaller ones.
     assert [len(places[0]) for places in graphs] == ([32, 32] if method is raven else [32, 12])
 
 
@@ -361,7 +443,7 @@ def test_a_captured_step_owns_its_arguments(graphs):
 
 
 def test_where_nothing_can_be_captured_the_steps_are_plain(graphs, monkeypatch, capsys):
-    def broken(step, places):
+    def broken(step, places, stream, pool):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(fast, "capture", broken)
