@@ -123,7 +123,8 @@ def train_student(
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     capture = fast.capturable(compiled, x)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches), capture)
+    steps = epochs * len(batches)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, steps, captured=capture)
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     evaluate = fast.compiled(value_and_gradient, compiled)
     a = torch.zeros((), device=x.device)  # a tensor, as fast.captured asks
@@ -140,7 +141,7 @@ def train_student(
     student.train()
     for epoch in training.resumable(epochs, "confidence", checkpoint, **state):
         for t, batch in enumerate(batches, start=epoch * len(batches)):
-            a.fill_(alpha * ramp_at(t, epochs * len(batches), alpha_ramp))
+            a.fill_(alpha * ramp_at(t, steps, alpha_ramp))
             step(*batch)
             schedule.step()
     student.eval()

@@ -79,7 +79,8 @@ def train_student(
     """
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     capture = fast.capturable(compiled, x)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, epochs * len(batches), capture)
+    steps = epochs * len(batches)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, steps, captured=capture)
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     evaluate = fast.compiled(value_and_gradient, compiled)
 

@@ -128,6 +128,18 @@ def test_the_loop_ramps_over_all_steps(monkeypatch):
     assert seen == pytest.approx([0.04 * step for step in range(10)] + [0.4] * 10)
 
 
+def test_balanced_reaches_the_loss(monkeypatch):
+    seen, value_and_gradient = [], confidence.value_and_gradient
+
+    def spy(student_logits, weak_probs, a, labels, balanced):
+        seen.append(balanced)
+        return value_and_gradient(student_logits, weak_probs, a, labels)  # five classes: it would refuse
+
+    monkeypatch.setattr(confidence, "value_and_gradient", spy)
+    train(confidence, alpha=0.4, alpha_ramp=0.5, balanced=True)
+    assert seen == [True] * 20
+
+
 def test_without_trust_in_itself_it_is_naive():
     torch.testing.assert_close(train(confidence, alpha=0.0, alpha_ramp=0.2), train(naive))
     assert not torch.allclose(train(confidence, alpha=0.5, alpha_ramp=0.0), train(naive), atol=1e-4)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import fast
 import models
+import training
 
 METHODS = [naive, confidence, adaptive_confidence, raven]
 ROOM = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -252,6 +253,14 @@ def test_raven_with_a_hundred_thousand_classes(combination):
     check_raven(student_logits.float(), weak_probs.float(), weights.float(), keep, None, combination, 5e-5)
 
 
+@pytest.mark.parametrize("combination", [raven.combine, raven.combine_logits])
+def test_raven_with_rows_and_weights_of_any_sum(combination):
+    student_logits, weak_probs, weights, keep = raven_problem()
+    scale = torch.linspace(0.5, 2, 12).double()[:, None, None]
+    weak_probs = scale * (0.98 * weak_probs + 0.004)
+    check_raven(student_logits, weak_probs, 3 * weights, keep, None, combination, 1e-12)
+
+
 def test_a_sample_that_does_not_count_has_no_gradient():
     arguments = raven_problem()
     _, gradient, _ = raven.value_and_gradient(*arguments)
@@ -354,7 +363,7 @@ def test_what_the_flag_means(choice, device, on):
 
 
 class Tape(TorchDispatchMode):
-    """Records what is computed, with the numbers that Python gave; computes it again into the same tensors."""
+    """Records what is computed, with the numbers that Python gave; computes it again in the same tensors."""
 
     def __init__(self):
         super().__init__()
@@ -417,7 +426,7 @@ def train(method, x=None, **settings):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("method", METHODS)
 def test_captured_steps_are_the_plain_ones(method, optimizer, graphs):
-    """What changes from step to step reaches a captured one: batch, rate, ramps, RAVEN's weights and phase."""
+    """What changes from step to step reaches a captured one: batch, rate, ramp, RAVEN's weights and phase."""
     plain, history = train(method, optimizer=optimizer)
     assert not graphs
     head, again = train(method, optimizer=optimizer, compiled=True)
@@ -438,6 +447,7 @@ def test_a_captured_step_owns_its_arguments(graphs):
     x.fill_(100)
     step(torch.full((2,), 6.0), 2)
     assert total.tolist() == [42.0, 42.0] and len(graphs) == 1  # 2 * (0 + ... + 6)
+    assert x.tolist() == [100, 100]  # which a replay does not write to
     step(torch.ones(2), 3)
     assert total.tolist() == [45.0, 45.0]  # other values that are no tensors are another graph
 
@@ -454,6 +464,18 @@ def test_where_nothing_can_be_captured_the_steps_are_plain(graphs, monkeypatch, 
     assert total.item() == 6
     line = "a CUDA graph does not work here, so it runs without: operation not permitted\n"
     assert capsys.readouterr().err == line
+
+
+def test_weights_stay_where_a_graph_finds_them(monkeypatch):
+    places, value_and_gradient = set(), raven.value_and_gradient
+
+    def spy(student_logits, weak_probs, weights, *rest):
+        places.add(weights.data_ptr())
+        return value_and_gradient(student_logits, weak_probs, weights, *rest)
+
+    monkeypatch.setattr(raven, "value_and_gradient", spy)
+    train(raven)
+    assert len(places) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -480,6 +502,22 @@ def test_a_compiled_loop_ends_where_the_plain_one_does(method):
     torch.testing.assert_close(head, plain, rtol=1e-4, atol=1e-5)
     if history is not None:
         torch.testing.assert_close(torch.as_tensor(again), torch.as_tensor(history), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_optimizer_and_number_of_steps_reach_the_loop_and_students_train(method, monkeypatch):
+    seen, modes, make, forward = [], set(), training.make_optimizer, models.LinearHeads.forward
+
+    def spy(kind, student, lr, steps, captured):
+        student.eval()  # from where the loop has to take it
+        seen.append((kind, lr, steps, *make(kind, student, lr, steps, captured=captured)))
+        return seen[0][3:]
+
+    monkeypatch.setattr(training, "make_optimizer", spy)
+    monkeypatch.setattr(models.LinearHeads, "forward", lambda s, x: modes.add(s.training) or forward(s, x))
+    train(method, optimizer="sgd")
+    [(kind, lr, steps, _, schedule)] = seen
+    assert (kind, lr, steps, schedule.last_epoch) == ("sgd", 1e-2, 30, 30) and modes == {True}
 
 
 @pytest.mark.parametrize("method", METHODS)

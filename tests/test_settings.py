@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -360,6 +361,26 @@ def test_schedule_of_the_cifar_recipe():
     assert rates[:11] == pytest.approx([0.02 * (i + 1) for i in range(10)] + [0.2])
     assert rates[125] == pytest.approx((0.2 + 0.002) / 2) and rates[-1] == pytest.approx(0.002, abs=1e-4)
     assert optimizer.defaults["weight_decay"] == 5e-4 and optimizer.defaults["nesterov"]
+    _, schedule = training.make_optimizer("sgd", model, 0.2, 1)
+    assert schedule.get_last_lr() == [0.2]
+    schedule.step()
+
+
+def test_sgd_by_hand():
+    """Four steps on the loss 3 w: Nesterov momentum .9, weight decay 5e-4, 2 of 25 steps of warm-up."""
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    optimizer, schedule = training.make_optimizer("sgd", model, 0.2, 25)
+    weight, velocity = model.weight.item(), 0.0
+    for step in range(4):
+        rate = 0.1 if step == 0 else 0.002 + 0.198 * (1 + math.cos(math.pi * max(0, step - 2) / 23)) / 2
+        gradient = 3 + 5e-4 * weight
+        velocity = 0.9 * velocity + gradient
+        weight -= rate * (gradient + 0.9 * velocity)
+        optimizer.zero_grad()
+        model(torch.full((1, 1), 3.0, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        schedule.step()
+        assert model.weight.item() == pytest.approx(weight, rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------- after a kill
