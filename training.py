@@ -45,8 +45,8 @@ class Batches:
 
 def make_optimizer(kind: str, model, lr: float, steps: int, fused: bool = True, captured: bool = False):
     """An optimizer and its schedule, to be stepped after every batch; no step makes the host wait for a GPU.
-    fused: all parameters in one kernel. captured: for steps that become a CUDA graph (fast.captured), which finds
-    the rate in a tensor.
+    fused: all parameters in one kernel. captured: for steps that become a CUDA graph (fast.captured), which
+    finds the rate in a tensor.
 
     adam  cosine to 0 over all steps
     sgd   what AdaptConf's authors train CIFAR-100 networks with: Nesterov momentum .9, weight decay 5e-4,
