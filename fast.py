@@ -74,20 +74,22 @@ def compiled(function, on: bool):
     says so, and function is called as it is."""
     if not on:
         return function
-    import torch._dynamo  # here, as it takes a second
-
-    torch._dynamo.config.recompile_limit = 64  # all methods, tasks and sizes of a batch count together
-    kernels, working = torch.compile(function, options=ONE_PASS), True
+    kernels = None
 
     @functools.wraps(function)
     def call(*arguments, **options):
-        nonlocal working
-        if working:
-            try:
+        nonlocal kernels
+        try:
+            if kernels is None:
+                import torch._dynamo  # here, as it takes a second
+
+                torch._dynamo.config.recompile_limit = 64  # of all methods, tasks and sizes of a batch
+                kernels = torch.compile(function, options=ONE_PASS)
+            if kernels is not function:
                 return kernels(*arguments, **options)
-            except Exception as error:  # of many kinds
-                working = False
-                fall_back("torch.compile", error)
+        except Exception as error:  # of many kinds
+            kernels = function
+            fall_back("torch.compile", error)
         return function(*arguments, **options)
 
     return call

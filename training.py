@@ -43,10 +43,10 @@ class Batches:
         self.generator.set_state(state["generator"])
 
 
-def make_optimizer(kind: str, model, lr: float, steps: int, fused: bool = True, captured: bool = False):
+def make_optimizer(kind: str, model, lr: float, steps: int, fused=None, captured: bool = False):
     """An optimizer and its schedule, to be stepped after every batch; no step makes the host wait for a GPU.
-    fused: all parameters in one kernel. captured: for steps that become a CUDA graph (fast.captured), which
-    finds the rate in a tensor.
+    fused: True for all parameters in one kernel, None for PyTorch's choice. captured: for steps that become a
+    CUDA graph (fast.captured), which finds the rate in a tensor.
 
     adam  cosine to 0 over all steps
     sgd   what AdaptConf's authors train CIFAR-100 networks with: Nesterov momentum .9, weight decay 5e-4,
@@ -54,7 +54,6 @@ def make_optimizer(kind: str, model, lr: float, steps: int, fused: bool = True, 
     """
     if kind == "adam":
         optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=fused, capturable=captured)
-        optimizer._warned_capturable_if_run_uncaptured = True  # the first few steps are not
         warm_up, last = 0, 0.0
     else:
         assert kind == "sgd", kind
@@ -125,8 +124,8 @@ def fit(
 ):
     """Supervised training on x (N, ...), y (N,), or y (N, L) for logits (N, C, L). Returns the model."""
     batches = Batches(x, None, y, batch_size, seed, view)
-    # Not fused, which rounds differently: so the encoders stay those with which the defaults were chosen.
-    optimizer, schedule = make_optimizer(optimizer, model, lr, epochs * len(batches), fused=False)
+    # Not fused, which rounds differently: the encoders stay those with which the defaults were chosen.
+    optimizer, schedule = make_optimizer(optimizer, model, lr, epochs * len(batches))
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     model.train()
     for _ in resumable(epochs, progress, checkpoint, **state):

@@ -182,7 +182,7 @@ def train_student(
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     capture = fast.capturable(compiled, x)
     steps = epochs * len(batches)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, steps, captured=capture)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, steps, fused=True, captured=capture)
     history = []
     state = {"student": student, "optimizer": optimizer, "schedule": schedule, "batches": batches}
     evaluate = fast.compiled(value_and_gradient, compiled)

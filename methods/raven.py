@@ -163,7 +163,7 @@ def train_student(
     batches = training.Batches(x, weak_probs, labels, batch_size, seed, view)
     capture = fast.capturable(compiled, x)
     steps = epochs * len(batches)
-    optimizer, schedule = training.make_optimizer(optimizer, student, lr, steps, captured=capture)
+    optimizer, schedule = training.make_optimizer(optimizer, student, lr, steps, fused=True, captured=capture)
     num_weak = weak_probs.shape[1]
     weights = torch.full((num_weak,), 1 / num_weak, device=x.device)
     weight_history = [weights.clone()]  # clones, as the weights change in place

@@ -334,14 +334,14 @@ def test_one_process_may_compile_for_many_tasks():
     assert counters["frames"]["ok"] == counters["frames"]["total"]
 
 
-def test_without_a_compiler_it_runs_eagerly_and_says_so_once(capsys, monkeypatch):
-    def broken(function, options):
-        def call(*arguments):
-            raise RuntimeError("no compiler\nand a long traceback")
+@pytest.mark.parametrize("at_once", [True, False])
+def test_without_a_compiler_it_runs_eagerly_and_says_so_once(at_once, capsys, monkeypatch):
+    """Whether torch.compile fails itself or what it returns."""
 
-        return call
+    def broken(*arguments, **options):
+        raise RuntimeError("no compiler\nand a long traceback")
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", broken if at_once else lambda function, options: broken)
     function = fast.compiled(naive.value_and_gradient, True)
     z, q = problem()
     for _ in range(2):
@@ -508,9 +508,9 @@ def test_a_compiled_loop_ends_where_the_plain_one_does(method):
 def test_optimizer_and_number_of_steps_reach_the_loop_and_students_train(method, monkeypatch):
     seen, modes, make, forward = [], set(), training.make_optimizer, models.LinearHeads.forward
 
-    def spy(kind, student, lr, steps, captured):
+    def spy(kind, student, lr, steps, **options):
         student.eval()  # from where the loop has to take it
-        seen.append((kind, lr, steps, *make(kind, student, lr, steps, captured=captured)))
+        seen.append((kind, lr, steps, *make(kind, student, lr, steps, **options)))
         return seen[0][3:]
 
     monkeypatch.setattr(training, "make_optimizer", spy)

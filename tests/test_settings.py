@@ -361,8 +361,9 @@ def test_schedule_of_the_cifar_recipe():
     assert rates[:11] == pytest.approx([0.02 * (i + 1) for i in range(10)] + [0.2])
     assert rates[125] == pytest.approx((0.2 + 0.002) / 2) and rates[-1] == pytest.approx(0.002, abs=1e-4)
     assert optimizer.defaults["weight_decay"] == 5e-4 and optimizer.defaults["nesterov"]
-    _, schedule = training.make_optimizer("sgd", model, 0.2, 1)
+    optimizer, schedule = training.make_optimizer("sgd", model, 0.2, 1)
     assert schedule.get_last_lr() == [0.2]
+    optimizer.step()
     schedule.step()
 
 
