@@ -11,12 +11,16 @@ Loss path: logits and weak labels in, value and gradients out.
     limit      the bytes that must move (logits and weak labels read once, the gradient written once) at the
                bandwidth of a large copy, measured in the same process
 
-Student loop: a linear probe trained by naive.train_student, beside the usual DataLoader loop, and beside its
-matrix products and the optimizer's bytes (parameters and two moments read and written, the gradient read).
+Half types: the published form computes in the type of its inputs, ours in float32.
 
-Every entry is measured in a process of its own, where all it compares has been warmed up; times are medians,
-on CUDA between device events, with the cache emptied before each. On a CPU the C library is told to keep the
-memory it has, as CUDA's allocator does: else a large tensor costs more to obtain than to compute.
+Student loop: one training of a linear probe by naive.train_student, beside one by the usual DataLoader loop,
+and beside its matrix products and the optimizer's bytes (parameters and moments read and written, gradients
+read).
+
+Every entry is measured in a process of its own, where all it compares has been warmed up; times of the loss
+path are medians of 21, on CUDA between device events and with other data in the cache. On a CPU the C library
+is told to keep the memory it has, as CUDA's allocator does and as it does with tensors of a usual batch. Left
+alone it returns large ones to the system, and to obtain them again takes longer than to compute: "unkept".
 """
 
 import argparse
@@ -31,6 +35,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -50,8 +55,7 @@ import summarize
 import training
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**28)}
-ENVIRONMENT |= {"KINETO_LOG_LEVEL": "9"}  # the profiler reports to stderr otherwise
+KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**28)}
 SHAPES = [(16384, 1000), (4096, 32000)]
 DTYPES = ["float32", "bfloat16"]
 # For the cost in N, M and C: RAVEN, compiled, one of the three at a time doubled twice.
@@ -141,10 +145,11 @@ def time_of(run, device: str) -> float:
     for _ in range(3):
         run()
     if device == "cuda":
-        flushed = torch.empty(2**28, dtype=torch.int32, device=device)  # 1 GB: the host gets ahead meanwhile
+        other = torch.zeros(2**28, device=device)  # 1 GB; while it is read 8 times, the host gets ahead
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
         for start, end in events:
-            flushed.zero_()
+            for _ in range(8):
+                other.sum()
             start.record()
             run()
             end.record()
@@ -227,19 +232,16 @@ def our_loop(student, x, weak_probs, compiled):
     )  # fmt: skip
 
 
-def matrix_products(student, x):
-    """Those of one step, forward and backward, and as many bytes copied as the optimizer has to move."""
+def products_loop(student, x, weak_probs):
+    """The matrix products of all steps, forward and backward, and a copy of the optimizer's bytes in each."""
     weight, batch = student.linear.weight.detach(), x[:BATCH_SIZE].clone()
     gradient = torch.randn(len(batch), len(weight), device=x.device)
-    moved = torch.empty(7 * weight.numel() // 2, device=x.device)
+    moved = torch.randn(7 * weight.numel() // 2, device=x.device)
     target = torch.empty_like(moved)
-
-    def run():
+    for _ in range(EPOCHS * math.ceil(len(x) / BATCH_SIZE)):
         batch @ weight.T
         gradient.T @ batch
         target.copy_(moved)
-
-    return run
 
 
 def measure_loop(entry: dict) -> dict:
@@ -251,9 +253,12 @@ def measure_loop(entry: dict) -> dict:
     weak_probs = (2 * truth[:, None] + 2 * torch.randn(n, m, c, generator=generator)).softmax(-1)
     x, y, weak_probs = x.to(device), truth.argmax(1).to(device), weak_probs.to(device)
     student, warm = (models.LinearHeads(d, c, m, False).to(device) for _ in range(2))
-    if variant == "products":
-        return {"seconds": EPOCHS * math.ceil(n / BATCH_SIZE) * time_of(matrix_products(student, x), device)}
-    loop = loader_loop if variant == "loader" else functools.partial(our_loop, compiled=variant == "compiled")
+    loop = {
+        "products": products_loop,
+        "loader": loader_loop,
+        "eager": functools.partial(our_loop, compiled=False),
+        "compiled": functools.partial(our_loop, compiled=True),
+    }[variant]
     few = 9 * BATCH_SIZE // 2  # full batches and a smaller one
     loop(warm, x[:few], weak_probs[:few])
     synchronize(device)
@@ -261,6 +266,8 @@ def measure_loop(entry: dict) -> dict:
     loop(student, x, weak_probs)
     synchronize(device)
     seconds = time.perf_counter() - start
+    if variant == "products":
+        return {"seconds": seconds}
     right = training.predict(student, x).argmax(-1) == y[:, None]
     return {"seconds": seconds, "accuracy": right.double().mean().item()}
 
@@ -283,7 +290,8 @@ VARIANTS = {
     "eager": "ours, eager",
     "compiled": "ours, compiled",
 }
-MEASURE = {"loss": measure_loss, "scaling": measure_loss, "loop": measure_loop, "import": measure_import}
+MEASURE = {"loss": measure_loss, "unkept": measure_loss, "scaling": measure_loss}
+MEASURE |= {"loop": measure_loop, "import": measure_import}
 
 
 def entries(device: str) -> list[dict]:
@@ -300,20 +308,25 @@ def entries(device: str) -> list[dict]:
         found += [{**size, "m": 1, "variant": variant} for variant in VARIANTS]
         found += [{**size, "m": 3, "variant": variant} for variant in ("eager", "compiled")]
     if device == "cpu":
+        found += [{**entry, "kind": "unkept"} for entry in found[: len(LOSSES)]]
         found += [{"kind": "import", "module": module} for module in ("torch", "naive", "raven", "raven_dpo")]
     return [{"device": device, **entry} for entry in found]
 
 
 def measure(entry: dict) -> dict:
+    def refuse(what, error):
+        raise error
+
+    fast.fall_back = refuse  # what is called compiled has been compiled
     return entry | MEASURE[entry["kind"]](entry)
 
 
 def machine(device: str) -> str:
     """The processor or GPU, its driver, and the versions."""
     if device == "cuda":
-        query = "nvidia-smi --query-gpu=driver_version --format=csv,noheader".split()
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[0]
-        name = f"{torch.cuda.get_device_name()}, driver {driver}"
+        query = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+        driver = subprocess.run(query, shell=True, capture_output=True, text=True).stdout.split()
+        name = f"{torch.cuda.get_device_name()}, driver {(driver or ['unknown'])[0]}"
     else:
         cpus = Path("/proc/cpuinfo")
         names = re.findall(r"model name\s*: (.+)", cpus.read_text() if cpus.exists() else "")
@@ -325,8 +338,9 @@ def machine(device: str) -> str:
 
 
 def loss_table(rows: list[dict]) -> str:
-    lines = ["| shape (N, C), type | method | published | eager | compiled | limit | published / compiled |"
-             " limit / compiled | peak memory |", "| --- |" + " --- |" * 8]  # fmt: skip
+    lines = ["| shape (N, C), type | method | published | eager | compiled | limit | published / compiled"]
+    lines[0] += " | limit / compiled | peak memory of the three, in gradients |"
+    lines += ["| --- |" + " --- |" * 8]
     for row in rows:
         times = " | ".join(f"{row[key]:.3g}" for key in ("published", "eager", "compiled", "limit"))
         memory = ", ".join(f"{row[key + '_memory']:.1f}" for key in ("published", "eager", "compiled"))
@@ -337,26 +351,28 @@ def loss_table(rows: list[dict]) -> str:
 
 
 def scaling_table(rows: list[dict]) -> str:
-    """Milliseconds, also per million numbers read: where the cost is linear, that stays."""
-    lines = ["| N | M | C | ms | ms per million logits and weak labels |", "| --- |" + " --- |" * 4]
+    """Milliseconds, also per million numbers that move: where the cost is linear, that stays."""
+    lines = ["| N | M | C | ms | ms per million numbers read or written |", "| --- |" + " --- |" * 4]
     for row in rows:
-        numbers = row["n"] * row["c"] * (row["m"] + 1) / 1e6
+        numbers = row["n"] * row["c"] * (row["m"] + 2) / 1e6
         each = f"{row['n']} | {row['m']} | {row['c']} | {row['compiled']:.3g}"
         lines.append(f"| {each} | {row['compiled'] / numbers:.3f} |")
     return "\n".join(lines)
 
 
 def loop_table(rows: list[dict]) -> str:
-    """Seconds of a training, and as a multiple of one student's matrix products."""
-    lines = ["| features, classes | students | loop | seconds | / products | accuracy |"]
-    lines += ["| --- |" + " --- |" * 5]
+    """Seconds of a training, also as a multiple of one student's matrix products and of one student's loop of
+    the kind."""
+    lines = ["| features, classes | students | loop | seconds | / products | / one student | accuracy |"]
+    lines += ["| --- |" + " --- |" * 6]
     for row in rows:
         size = {key: row[key] for key in ("n", "d", "c")}
         alike = [other for other in rows if size.items() <= other.items()]
-        [products] = [other["seconds"] for other in alike if other["variant"] == "products"]
+        one = {other["variant"]: other["seconds"] for other in alike if other["m"] == 1}
         accuracy = f"{row['accuracy']:.4f}" if "accuracy" in row else ""
         what = f"{row['n']} x {row['d']}, {row['c']} | {row['m']} | {VARIANTS[row['variant']]}"
-        lines.append(f"| {what} | {row['seconds']:.2f} | {row['seconds'] / products:.1f} | {accuracy} |")
+        ratios = f"{row['seconds'] / one['products']:.1f} | {row['seconds'] / one[row['variant']]:.1f}"
+        lines.append(f"| {what} | {row['seconds']:.2f} | {ratios} | {accuracy} |")
     return "\n".join(lines)
 
 
@@ -369,8 +385,9 @@ def import_table(rows: list[dict]) -> str:
 
 TABLES = {
     "loss": ("Loss path, ms", loss_table),
+    "unkept": ("The same, memory not kept", loss_table),
     "scaling": ("Cost of RAVEN's compiled loss path in N, M and C", scaling_table),
-    "loop": (f"A linear probe, {EPOCHS} epochs, batch size {BATCH_SIZE}", loop_table),
+    "loop": (f"A linear probe, {EPOCHS} epochs, batches of {BATCH_SIZE}; accuracy on its data", loop_table),
     "import": ("Start-up", import_table),
 }
 
@@ -402,19 +419,24 @@ def publish(rows: list[dict]) -> None:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
-    parser.add_argument("--device", type=models.pick_device, default="auto", help="CUDA if there is any")
+    usual = models.pick_device("auto")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=usual, help="CUDA if there is any")
     parser.add_argument("--publish", action="store_true", help="write results/ and the table in README.md")
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    os.environ.update(ENVIRONMENT)  # read when a process starts
-    name, rows = machine(args.device), []
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for row in pool.imap(measure, entries(args.device)):
-            rows.append({"machine": name, **row})
-            print(json.dumps(row), file=sys.stderr)
+    os.environ["KINETO_LOG_LEVEL"] = "9"  # else the profiler reports to stderr
+    name, rows, spawn = machine(args.device), [], multiprocessing.get_context("spawn")
+    for entry in entries(args.device):
+        for key in KEEP:  # which a process reads when it starts
+            os.environ.pop(key, None)
+        if entry["kind"] != "unkept":
+            os.environ.update(KEEP)
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            rows.append({"machine": name, **pool.submit(measure, entry).result()})
+        print(json.dumps(rows[-1]), file=sys.stderr)
     print(report(rows))
     if args.publish:
         publish(rows)
