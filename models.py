@@ -1,171 +1,133 @@
-"""Students, their ceiling, weak models, pretrained strong encoders, and what a student is given.
+"""Students, plain supervised training, weak models, strong encoders, and what a student is given.
 
-    supervise(name, seed, ...) -> Task with what the student sees and the weak models' weak_probs
+    supervise(known, seed, ...) -> data.Task with what the student sees and the weak models' weak_probs
 
-The networks are in images.py and text.py, how they are trained in training.py. What is slow is computed once
-and kept under cache/: store.py.
+The networks are in tasks/images.py and tasks/text.py. What is slow is computed once and kept under cache/.
 """
 
-import argparse
-import copy
-import importlib.util
 import math
 import random
-from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 import data
-import images
-import settings
-import store
-import text
-import training
+from store import cached
+from tasks import images, labelled, text
 
 ENCODER_STEPS = 800
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+class Batches:
+    """All samples in random order, anew in each epoch: tuples of B samples of each of `parts`, tensors
+    (N, ...). `view`, if there is one, is applied to each batch: labelled.view."""
+
+    def __init__(self, parts, batch_size: int, seed: int, view=None):
+        self.parts, self.batch_size, self.view = parts, batch_size, view
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self):
+        return math.ceil(len(self.parts[0]) / self.batch_size)
+
+    def __iter__(self):
+        n, device = len(self.parts[0]), self.parts[0].device
+        for batch in torch.randperm(n, generator=self.generator).to(device).split(self.batch_size):
+            drawn = [part.index_select(0, batch) for part in self.parts]
+            yield self.view(*drawn) if self.view else drawn
+
+
+def make_optimizer(kind: str, model, lr: float, steps: int, fused=None):
+    """An optimizer and its schedule, to be stepped after every batch.
+
+    adam  cosine to 0 over all steps
+    sgd   what AdaptConf's authors train CIFAR-100 networks with: Nesterov momentum .9, weight decay 5e-4,
+          linear warm-up over the first 1/24 of the steps (10 of 240 epochs), cosine to lr / 100
+    """
+    if kind == "adam":
+        optimizer, warm_up, last = torch.optim.Adam(model.parameters(), lr=lr, fused=fused), 0, 0.0
+    else:
+        sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, **sgd, fused=fused)
+        warm_up, last = math.ceil(steps / 24), 0.01
+
+    def factor(step):
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return last + (1 - last) * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def fit(model, x, y, *, epochs, lr, batch_size, seed, optimizer="adam", view=None, progress=None):
+    """Supervised training on x (N, ...), y (N,), or y (N, L) for logits (N, C, L). Returns the model."""
+    batches = Batches((x, y), batch_size, seed, view)
+    # Not fused, which rounds differently: the encoders stay those with which the defaults were chosen.
+    optimizer, schedule = make_optimizer(optimizer, model, lr, epochs * len(batches))
+    model.train()
+    for _ in tqdm(range(epochs), progress, leave=False, disable=None if progress else True):
+        for inputs, targets in batches:
+            loss = F.cross_entropy(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(model, x, batch_size=1000):
+    """Outputs of the model for x (N, ...), a batch at a time."""
+    return torch.cat([model(batch) for batch in x.split(batch_size)])
 
 
 # ------------------------------------------------------------------------------------------------ the student
 
 
-class LinearHeads(nn.Module):
-    """S linear students side by side on the same features, as one wide matrix product.
+class LinearHead(nn.Linear):
+    """A linear student. Features (N, D) -> logits (N, C). Those of a pair of responses (N, 2, D) -> (N, 2):
+    both classes share one reward head, z = (r(a), r(b)), so that cross-entropy is the Bradley-Terry loss.
 
-    Features (N, D) -> logits (N, S, C). Features of a pair of responses (N, 2, D) -> (N, S, 2): both classes
-    share one reward head, z = (r(a), r(b)), so that cross-entropy is the Bradley-Terry loss.
-    All start from zero, and none sees another: each is the student that it would be alone.
-    """
+    It starts from zero: a small learning rate stops early, and would leave much of a random start in it."""
 
-    def __init__(self, num_features: int, num_classes: int, num_students: int, pairs: bool):
-        super().__init__()
-        self.pairs = pairs
-        self.num_students = num_students
-        self.linear = nn.Linear(num_features, num_students * (1 if pairs else num_classes))
-        # A small learning rate stops early, and would leave much of a random start in the student.
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+    def __init__(self, num_features: int, num_classes: int, pairs: bool):
+        super().__init__(num_features, 1 if pairs else num_classes)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x):
-        if self.pairs:
-            return self.linear(x).transpose(1, 2)
-        return self.linear(x).unflatten(1, (self.num_students, -1))
+        return super().forward(x).squeeze(-1) if x.dim() == 3 else super().forward(x)
 
 
-class Networks(nn.Module):
-    """S whole networks side by side, which start alike: images (N, ...) -> logits (N, S, C)."""
-
-    def __init__(self, network: nn.Module, num_students: int):
-        super().__init__()
-        self.networks = nn.ModuleList(copy.deepcopy(network) for _ in range(num_students))
-
-    def forward(self, x):
-        return torch.stack([network(x) for network in self.networks], dim=1)
-
-
-def make_student(task: data.Task, num_students: int, seed: int) -> LinearHeads | Networks:
-    """The student(s) of a supervised task, untrained. `seed` also fixes how batches are augmented."""
+def make_student(task: data.Task, seed: int) -> nn.Module:
+    """The student of a supervised task, untrained. `seed` also fixes how batches are augmented."""
     x = task.strong_train.x
     torch.manual_seed(seed)
-    if task.student_kind == "head":
-        return LinearHeads(x.shape[-1], task.num_classes, num_students, x.dim() == 3).to(x.device)
+    if task.setting is None:
+        return LinearHead(x.shape[-1], task.num_classes, pairs=x.dim() == 3).to(x.device)
     network = images.NETWORKS[task.encoder](task.num_classes)
-    if task.student_kind == "fine-tuned":
-        network[:-1].load_state_dict(task.weights["encoder"])
-    return Networks(network, num_students).to(x.device, memory_format=torch.channels_last)
-
-
-def supervisors(weak_probs: torch.Tensor, supervision: str) -> torch.Tensor:
-    """What S students learn from, (N, M, C) -> (N, S, C): "each" weak model or the "mean" of their labels."""
-    return {"each": weak_probs, "mean": weak_probs.mean(1, keepdim=True)}[supervision]
-
-
-def labels_alone(task: data.Task, **recipe) -> dict:
-    """What a row says of the student that learns from the labels handed out alone, by the ceiling's recipe.
-    {} where there are none, or where they are the truth: then that student is the ceiling."""
-    x, y, weak_probs = task.strong_train
-    if task.labels is None or torch.equal(task.labels, y):
-        return {}
-    student = train_ceiling(task._replace(strong_train=data.Split(x, task.labels, weak_probs)), **recipe)
-    predicted = training.predict(student, task.test.x)[:, 0].argmax(-1)
-    return {"labels_alone": (predicted == task.test.y).double().mean().item()}
+    if task.setting.fine_tuned:
+        network[:-1].load_state_dict(task.weights["student"])
+    return network.to(x.device, memory_format=torch.channels_last)
 
 
 def load_teacher(task: data.Task) -> nn.Module:
-    """The teacher of a task of settings.py."""
-    teacher = images.NETWORKS[task.weak_models[0]](task.num_classes)
+    """The teacher of a task of labelled.py."""
+    teacher = images.NETWORKS[task.setting.teacher](task.num_classes)
     teacher.load_state_dict(task.weights["teacher"])
     return teacher.to(task.strong_train.x.device, memory_format=torch.channels_last).eval()
 
 
-def make_view(task: data.Task) -> settings.View | None:
+def make_view(task: data.Task):
     """How teacher and student see a batch of strong_train, None where they see it as it is."""
-    return settings.View(task.augmentation, load_teacher(task)) if task.augmentation else None
-
-
-def few_shot(task: data.Task, student, ceiling) -> dict:
-    """What a row says of classes that nobody was trained on, {} where a task has none: settings.few_shot."""
-    if not task.novel:
-        return {}
-    networks = {"student": student.networks[0], "ceiling": ceiling.networks[0], "weak": load_teacher(task)}
-    return {"few_shot": settings.few_shot(task.novel, networks)}
-
-
-def train_ceiling(task: data.Task, *, seed, **recipe) -> nn.Module:
-    """The same student, trained on the ground truth of strong_train. It is the same for all methods, and kept
-    in the cache. `recipe`: epochs, lr, batch_size, optimizer."""
-    x, y, _ = task.strong_train
-    student = make_student(task, 1, seed)
-    start = store.digest(x, y, *student.state_dict().values())
-    identity = {"start": start, "augmentation": task.augmentation, "device": str(x.device)}
-    identity |= {"seed": seed, "recipe": recipe}
-
-    def train(**identity):
-        checkpoint = store.cache_path("training", identity)
-        more = {"view": make_view(task), "progress": "ceiling", "checkpoint": checkpoint}
-        training.fit(nn.Sequential(student, nn.Flatten(1)), x, y, seed=seed, **recipe, **more)
-        return student.state_dict()
-
-    student.load_state_dict(store.cached("ceiling", train, **identity))
-    return student.eval()
-
-
-# -------------------------------------------------------------------------------- types of command-line flags
-
-
-def number(kind: type, low: float, high: float = 2**31 - 1):
-    """An argparse type: a number of that kind in [low, high]."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
-        return value
-
-    return parse
-
-
-def pick_text_encoder(name: str) -> str:
-    """A folder by its whole path, any other name as it is. Raises data.InputError without transformers."""
-    if not importlib.util.find_spec("transformers"):
-        raise data.InputError("--text-encoder needs the package transformers: pip install transformers")
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def pick_device(name: str) -> str:
-    """CUDA if there is any for "auto", else the CPU. Raises data.InputError on a device that is not here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
-    if name.startswith("cuda:"):
-        torch.cuda.set_device(name)  # else streams and graphs would be the first one's
-    return name
+    if task.setting is None or not task.setting.augmentation:
+        return None
+    teacher = load_teacher(task)
+    return labelled.view(task.setting.augmentation, lambda x: predict(teacher, x).softmax(-1))
 
 
 # ------------------------------------------------------------------------------------------------ weak models
@@ -199,8 +161,8 @@ def image_weak_models(split: data.Split, num_classes: int, seed: int, device: st
     for name, (net, inputs, targets, epochs) in recipes.items():
         torch.manual_seed(seed)
         recipe = {"epochs": epochs, "lr": 1e-3, "batch_size": 64, "seed": seed}
-        model = training.fit(net(num_classes).to(device), inputs.to(device), targets.to(device), **recipe)
-        weak_models[name] = lambda x, model=model: training.predict(model, x.to(device))
+        model = fit(net(num_classes).to(device), inputs.to(device), targets.to(device), **recipe)
+        weak_models[name] = lambda x, model=model: predict(model, x.to(device))
     return weak_models
 
 
@@ -222,11 +184,11 @@ def text_weak_models(split: data.Split, num_classes: int, pairs: bool, seed: int
             raise data.InputError("no word occurs in two texts of the source domain")
 
         def logits(x, model=model):
-            return training.predict(model, unflat(model.encode(flat(x)), pairs).to(device))
+            return predict(model, unflat(model.encode(flat(x)), pairs).to(device))
 
         lr = 3e-3 if pairs else 3e-2  # a reward sums its terms: larger gradients than those of their mean
         recipe = {"epochs": 20, "lr": lr, "batch_size": 16, "seed": seed}
-        training.fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
+        fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
         weak_models[name] = logits
     return weak_models
 
@@ -256,7 +218,7 @@ def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     x = images.render(images.draw_atlas(images.LETTERS), y, severity, generator)
     recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": batch_size, "seed": 0}
     x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
-    training.fit(model, x, y, progress="pretraining the image encoder", **recipe)
+    fit(model, x, y, progress="pretraining the image encoder", **recipe)
     return model[:-1].state_dict()
 
 
@@ -273,34 +235,43 @@ def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
     tokens = text.encode(corpus).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
     recipe = {"epochs": epochs, "lr": 2e-3, "batch_size": batch_size, "seed": 0}
-    training.fit(model, tokens[:, :-1], following, progress="pretraining the transformer", **recipe)
+    fit(model, tokens[:, :-1], following, progress="pretraining the transformer", **recipe)
     return model.state_dict()
 
 
-def image_features(x: torch.Tensor, steps: int, device: str) -> torch.Tensor:
-    """Images (N, 1, 28, 28) -> (N, 384)."""
-    encoder = images.image_encoder(24)
-    encoder.load_state_dict(store.cached("encoder", pretrain_image_encoder, steps=steps, device=device))
-    encoder = encoder.to(device, memory_format=torch.channels_last).eval()
-    return training.predict(encoder, x.to(device, memory_format=torch.channels_last))
+def pretrained(encoder: str, steps: int, device: str) -> dict[str, torch.Tensor]:
+    """Weights of the "letters CNN" or the "transformer", pretrained on first use."""
+    pretrain = {"letters CNN": pretrain_image_encoder, "transformer": pretrain_transformer}[encoder]
+    return cached("encoder", lambda: pretrain(steps, device), encoder=encoder, steps=steps, device=device)
 
 
-def transformer_features(texts: list[str], steps: int, device: str) -> torch.Tensor:
-    """N generated reviews -> (N, 576)."""
-    model = text.CausalTransformer()
-    model.load_state_dict(store.cached("transformer", pretrain_transformer, steps=steps, device=device))
-    return training.predict(model.to(device).features, text.encode(texts).to(device))
+def encode(task: data.Task, x, steps: int, device: str) -> torch.Tensor:
+    """Images, texts or pairs of texts, N of any split of the task -> features (N, D), of pairs (N, 2, D)."""
+    if task.encoder == "letters CNN":
+        encoder = images.image_encoder(24)
+        encoder.load_state_dict(pretrained(task.encoder, steps, device))
+        encoder = encoder.to(device, memory_format=torch.channels_last).eval()
+        return predict(encoder, x.to(device, memory_format=torch.channels_last))
+    if task.encoder == "transformer":
+        model = text.CausalTransformer()
+        model.load_state_dict(pretrained(task.encoder, steps, device))
+        features = predict(model.to(device).features, text.encode(flat(x)).to(device))
+    elif task.encoder == "bag of words":
+        features = text.bag_features(flat(x), flat(task.strong_train.x))
+    else:
+        features = read(task.encoder, flat(x), device)
+    return unflat(features, task.kind == "preference")
 
 
-def pretrained_features(name: str, texts: list[str], device: str) -> torch.Tensor:
+def read(name: str, texts: list[str], device: str) -> torch.Tensor:
     """N texts -> (N, D) from a Hugging Face model. Each set of texts is read once: where a domain has no more
     samples than a task uses, once for all seeds. Raises data.InputError where there is no such model."""
     known = sorted(set(texts))
+    key = {"name": data.row_name(name), "texts": known, "device": device}
     try:
-        features = store.cached("pretrained", text.pretrained_features, name=name, texts=known, device=device)
+        features = cached("read", lambda: text.pretrained_features(name, known, device), **key)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise data.InputError(f"cannot use --text-encoder {name}: {reason}") from error
+        raise data.InputError(f"cannot use {name}: {' '.join(str(error).split())[:300]}") from error
     place = {each: i for i, each in enumerate(known)}
     return features[[place[each] for each in texts]]
 
@@ -308,84 +279,83 @@ def pretrained_features(name: str, texts: list[str], device: str) -> torch.Tenso
 # ------------------------------------------------------------------------------------------------ supervision
 
 
-def supervise(name: str, seed: int, data_dir, device, encoder_steps: int, text_encoder=None) -> data.Task:
+def supervise(known: data.Known, seed: int, folder, device: str, steps: int, text_encoder=None) -> data.Task:
     """The task as its student sees it: x features, standardised on strong_train, and weak_probs (N, M, C).
 
-    The weak models, trained here on the source domain, label the target splits; the strong encoder describes
-    them. A FILE.npz brings both. In the tasks of settings.py the weak model is a teacher trained on
-    strong_train, and x stay images. Raises data.InputError as data.load does.
+    The weak models, trained here on the source domain, label the target splits; the strong encoder,
+    pretrained in `steps`, describes them. A FILE.npz brings both. In the tasks of labelled.py the weak model
+    is a teacher trained on strong_train, and x stay images. Raises data.InputError as data.load does.
     """
-    if name.endswith(".npz"):
-        task = data.load(name, seed)
+    if known.name.endswith(".npz"):
+        task = standardise(known.load(seed, folder))
     else:
-        folder = data_dir and str(Path(data_dir).resolve())
-        arguments = {"name": name, "seed": seed, "data_dir": folder, "device": device}
-        arguments |= {"encoder_steps": encoder_steps, "text_encoder": text_encoder}
-        task = store.cached("supervision", label_and_encode, **arguments)
-    splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
-    if task.student_kind == "head":
-        std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
-        splits = {key: split._replace(x=(split.x - mean) / (std + 1e-6)) for key, split in splits.items()}
+        key = {"name": known.name, "seed": seed, "device": device, "steps": steps}
+        key |= {"data": folder and data.fingerprint(folder)}
+        key |= {"text_encoder": text_encoder and data.row_name(text_encoder)}
+        make = label_and_encode if known.recipe is data.HEAD else label_by_teacher
+        arguments = (seed, device, steps, text_encoder)
+        task = cached("supervision", lambda: make(known.load(seed, folder), *arguments), **key)
 
     def move(split):
-        return data.Split(*(None if part is None else part.to(device) for part in split))
+        x, *others = (None if part is None else part.to(device) for part in split)
+        return data.Split(x.float() if task.setting is None else x, *others)
 
-    labels = None if task.labels is None else task.labels.to(device)
-    novel = {key: move(split) for key, split in task.novel.items()}
-    return task._replace(labels=labels, novel=novel, **{key: move(split) for key, split in splits.items()})
+    novel = task.novel and {part: move(split) for part, split in task.novel.items()}
+    return each_split(task, move)._replace(novel=novel)
 
 
-def label_and_encode(name, seed, data_dir, device, encoder_steps, text_encoder) -> data.Task:
-    """What `supervise` keeps in the cache: features as the encoder gives them."""
-    task = data.load(name, seed, data_dir)
-    if task.student_kind != "head":
-        return label_by_teacher(task, seed, device, encoder_steps)
-    splits = {split: getattr(task, split) for split in ("strong_train", "val", "test")}
+def each_split(task: data.Task, function) -> data.Task:
+    """The task with function(split) for each split of the target domain, without the source domain."""
+    splits = {name: function(getattr(task, name)) for name in ("strong_train", "val", "test")}
+    return task._replace(weak_train=None, **splits)
+
+
+def standardise(task: data.Task) -> data.Task:
+    std, mean = torch.std_mean(task.strong_train.x.flatten(0, -2), dim=0, correction=0)
+    return each_split(task, lambda split: split._replace(x=(split.x - mean) / (std + 1e-6)))
+
+
+def label_and_encode(task: data.Task, seed, device, steps, text_encoder) -> data.Task:
+    """A task of a linear head, with weak labels and features. The features, of deviation 1, are in float16:
+    they are most of what is in the cache."""
+    if text_encoder and task.kind != "image":
+        task = task._replace(encoder=text_encoder)
     if task.kind == "image":
-        encoder = "letters CNN"
-        x = torch.cat([split.x for split in splits.values()])
-        features = image_features(x, encoder_steps, device)
         weak_models = image_weak_models(task.weak_train, task.num_classes, seed, device)
     else:
-        x, pairs = [sample for split in splits.values() for sample in split.x], task.kind == "preference"
-        if text_encoder:
-            encoder, features = text_encoder, pretrained_features(text_encoder, flat(x), device)
-        elif name in data.EMBEDDED:
-            encoder, features = "transformer", transformer_features(flat(x), encoder_steps, device)
-        else:
-            encoder, features = "bag of words", text.bag_features(flat(x), flat(task.strong_train.x))
-        features = unflat(features, pairs)
+        pairs = task.kind == "preference"
         weak_models = text_weak_models(task.weak_train, task.num_classes, pairs, seed, device)
-    weak_probs = torch.stack([logits(x).softmax(-1) for logits in weak_models.values()], dim=1)
-    sizes = [len(split.y) for split in splits.values()]
-    parts = zip(splits.items(), features.cpu().split(sizes), weak_probs.cpu().split(sizes))
-    # Clones, as a piece of a tensor is saved with the whole of it.
-    splits = {key: data.Split(own.clone(), split.y, probs.clone()) for (key, split), own, probs in parts}
-    names = {"weak_models": list(weak_models), "encoder": data.row_name(encoder)}
-    return task._replace(weak_train=None, **names, **splits)
+    splits = [task.strong_train.x, task.val.x, task.test.x]
+    x = torch.cat(splits) if task.kind == "image" else sum(splits, [])
+    weak_probs = torch.stack([logits(x).softmax(-1) for logits in weak_models.values()], dim=1).cpu()
+    features, sizes = encode(task, x, steps, device).cpu(), list(map(len, splits))
+    parts = zip(features.split(sizes), weak_probs.split(sizes))
+
+    def describe(split):
+        features, probs = next(parts)
+        return split._replace(x=features, weak_probs=probs.clone())  # else the whole is saved with each part
+
+    names = {"weak_models": list(weak_models), "encoder": data.row_name(task.encoder)}
+    task = standardise(each_split(task, describe))._replace(**names)
+    return each_split(task, lambda split: split._replace(x=split.x.half()))
 
 
-def label_by_teacher(task: data.Task, seed: int, device: str, encoder_steps: int) -> data.Task:
-    """A task of settings.py with its teacher's labels, and the weights of the teacher."""
-    [name] = task.weak_models
+def label_by_teacher(task: data.Task, seed, device, steps, text_encoder) -> data.Task:
+    """A task of labelled.py with its teacher's labels, and the weights of the teacher."""
+    setting, (x, _, _, labels) = task.setting, task.strong_train
     torch.manual_seed(seed)
-    teacher = images.NETWORKS[name](task.num_classes).to(device, memory_format=torch.channels_last)
-    x, labels = task.strong_train.x, task.labels
-    identity = {"start": store.digest(x, labels, *teacher.state_dict().values()), "seed": seed}
-    identity |= {"augmentation": task.augmentation, "device": device}
-    training.fit(
-        teacher, x.to(device), labels.to(device), seed=seed, **settings.TEACHERS[name], progress="teacher",
-        view=settings.View(task.augmentation, None) if task.augmentation else None,
-        checkpoint=store.cache_path("training", identity),
-    )  # fmt: skip
-    splits = {}
-    for key in ("strong_train", "val", "test"):
-        x, y, _ = getattr(task, key)
-        splits[key] = data.Split(x, y, training.predict(teacher, x.to(device)).softmax(-1)[:, None].cpu())
-        if not splits[key].weak_probs.isfinite().all():
-            raise data.InputError(f"the training of the teacher {name} diverged")
+    teacher = images.NETWORKS[setting.teacher](task.num_classes).to(device, memory_format=torch.channels_last)
+    view = labelled.view(setting.augmentation) if setting.augmentation else None
+    recipe = {**setting.teacher_recipe, "seed": seed, "view": view, "progress": "teacher"}
+    fit(teacher, x.to(device), labels.to(device), **recipe)
+
+    def label(split):
+        weak_probs = predict(teacher, split.x.to(device)).softmax(-1)[:, None].cpu()
+        if not weak_probs.isfinite().all():
+            raise data.InputError(f"the training of the teacher {setting.teacher} diverged")
+        return split._replace(weak_probs=weak_probs)
+
     weights = {"teacher": {key: value.cpu() for key, value in teacher.state_dict().items()}}
-    if task.student_kind == "fine-tuned":
-        arguments = {"steps": encoder_steps, "device": device}
-        weights["encoder"] = store.cached("encoder", pretrain_image_encoder, **arguments)
-    return task._replace(weights=weights, **splits)
+    if setting.fine_tuned:
+        weights["student"] = pretrained("letters CNN", steps, device)
+    return each_split(task, label)._replace(weights=weights)

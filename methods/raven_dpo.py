@@ -1,96 +1,57 @@
 """DPO-R: align a policy with several weak reward models, and learn how far to trust each (RAVEN).
 
-Jeon et al. 2025, "Weak-to-Strong Generalization under Distribution Shifts" (RAVEN), arXiv 2510.21332, third
-demonstration. Weak reward models compare pairs of responses from a domain that none of them knows. The strong
-model is a policy, trained on their preferences by DPO (Rafailov et al. 2023, arXiv 2305.18290): nothing new
-is sampled while it trains. The weighted mean of the rewards says which response of a pair is preferred, and
-how clearly; how clearly enters the loss, and so the weights descend it together with the policy:
+Jeon et al. 2025, "Weak-to-Strong Generalization under Distribution Shifts" (RAVEN), arXiv 2510.21332. Weak
+reward models compare pairs of responses from a domain that none of them knows; the strong model is a policy,
+trained on their preferences by DPO (Rafailov et al. 2023, arXiv 2305.18290). The weighted mean of the rewards
+says which response is preferred, and how clearly: that enters the loss, and the weights descend it with the
+policy. First, in the easy phase, plain DPO on the pairs that all rank alike, while the weights stay equal.
 
-    r(y) = sum_m theta_m r_m(y)            the response with the larger r is the chosen one, y_c
-    b_c = sigmoid(r(y_c) - r(y_r)),    b_r = 1 - b_c
-    L = mean_i -log sigmoid(b_c log[pi(y_c)/ref(y_c)] - b_r log[pi(y_r)/ref(y_r)])                    (Eq. 24)
+    r = sum_m theta_m r_m,    y_c: the larger r,    b_c = sigmoid(r(y_c) - r(y_r)),    b_r = 1 - b_c
+    L = mean_i -log sigmoid(b_c l_c - b_r l_r),    l = log[pi(y)/ref(y)]                              (Eq. 24)
+    L = mean_i s_i -log sigmoid(beta (l_c - l_r))        in the easy phase: s_i = 1 on easy pairs, else 0
     theta <- max(theta - eta_W dL/dtheta, 1e-6),    theta <- theta / sum(theta)                       (Eq. 13)
 
-First, in the easy phase, the weights stay equal and the loss is plain DPO on the *easy* pairs, which all
-reward models rank alike: -log sigmoid(beta (l_c - l_r)). The mean is over the full batch in either phase.
+    paper | here        shape
+    pi    | policy      a module, tokens (N, L) -> logits (N, L, V); ref: the policy before training
+    l     | log_ratios  (N, 2)      of both responses, sums over their tokens
+    r_m   | rewards     (N, 2, M)   Bradley-Terry rewards, fixed, not normalised: a larger scale has more say
+    theta | weights     (M,)        start at 1/M and stay on the simplex
+    eta_W | weight_lr               plain SGD, constant rate
 
-    paper | here               shape
-    pi    | policy             a module, tokens (N, L) -> logits (N, L, V); ref: the policy before training
-    l     | log_ratios         (N, 2)      log[pi(y)/ref(y)] of both responses, sums over their tokens
-    r_m   | rewards            (N, 2, M)   Bradley-Terry rewards, fixed
-    theta | weights            (M,)        start at 1/M and stay on the simplex
-    eta_W | weight_lr                      plain SGD, constant rate
+With m the sigmoid's argument, dL/dtheta_j = mean_i -sigmoid(-m) (l_c + l_r) b_c b_r [r_j(y_c) - r_j(y_r)].
+Where both log-ratios fall, as they often do in DPO, weight leaves the reward models that agree with the
+choice, most the clearest; Eq. 13 takes relatively most from the smallest. Nothing here asks who is right.
 
-What moves the weights: with m the argument of the sigmoid in Eq. 24 and D_j = r_j(y_c) - r_j(y_r),
+Differences: the paper's code has -log sigmoid(b_c (l_c - l_r)), `--form code`, where weight moves the other
+way; the easy phase is a share of the steps, not of the few epochs; the policy is a small transformer on
+generated reviews, whose truth is known, or any Hugging Face model; --supervision one, mean, gold: plain DPO.
 
-    dL/dtheta_j = mean_i -sigmoid(-m) (l_c + l_r) b_c b_r D_j
+    python methods/raven_dpo.py
 
-which is zero where policy = reference. In DPO both log-ratios often fall. Where l_c + l_r < 0 a pair pushes
-down the weights of the reward models that agree with its choice, most the clearest; then the division in
-Eq. 13 takes relatively most from the smallest weight. Nothing in this asks who is right.
-
-Differences from the paper and its code:
-- The code has -log sigmoid(b_c (l_c - l_r)): `--form code`. In dL/dtheta l_c - l_r then stands for l_c + l_r;
-  where it is positive a pair pulls weight *towards* the clearest. Eq. 24 is the default.
-- The easy phase is a share of the steps, not of the epochs, which are few.
-- Beside it: plain DPO on the preferences of one reward model, of the mean of all, of the truth (the ceiling).
-- A small transformer on generated reviews, where the truth is known. `--policy`: any Hugging Face model.
-As in the paper, rewards are not normalised: a reward model with a larger scale has more say, and more pull.
-
-    python methods/raven_dpo.py --supervision raven
-
-win rate .689 over 5 seeds; 70 s on 2 CPU cores, 150 s with pretraining and fine-tuning of the policy.
+win rate .686 over 5 seeds; 70 s on 2 CPU cores, 150 s with pretraining and fine-tuning of the policy.
 """
-
-import argparse
-import copy
-import itertools
-import json
-import math
-import sys
-import time
-from pathlib import Path
-from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # data.py and the others stand in the folder above
 
-import alignment
-import data
-import fast
-import models
-import store
+def response_log_probs(logits, tokens, response, cross_entropy=F.cross_entropy) -> torch.Tensor:
+    """log pi(response | prompt), in nats, the sum over the response's tokens: prompt and padding never count.
 
-
-def own_logits(logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """Logits (N, L, V), response bool (N, L), never True at 0 -> those that predict its K tokens, (K, V), in
-    float32 at least. Prompt and padding are gone from here on."""
-    own = logits[:, :-1][response[:, 1:]]
-    return own.to(torch.promote_types(own.dtype, torch.float32))
-
-
-def response_log_probs(
-    logits: torch.Tensor, tokens: torch.Tensor, response: torch.Tensor, cross_entropy=F.cross_entropy
-) -> torch.Tensor:
-    """log pi(response | prompt), in nats, summed over the response's tokens.
-
-    logits (N, L, V) of what follows each token; tokens (N, L); response bool (N, L); cross_entropy: F's,
-    compiled or not -> (N,).
-    """
-    log_probs = -cross_entropy(own_logits(logits, response), tokens[response], reduction="none")
+    logits (N, L, V) of what follows each of the tokens (N, L); response bool (N, L), False at 0 -> (N,)."""
+    own = logits[:, :-1][response[:, 1:]]  # (K, V), what predicts the K tokens of all responses
+    own = own.to(torch.promote_types(own.dtype, torch.float32))
+    log_probs = -cross_entropy(own, tokens[response], reduction="none")
     return log_probs.new_zeros(response.shape).masked_scatter(response, log_probs).sum(1)
 
 
-def token_kl(logits: torch.Tensor, reference_logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """KL(pi || ref) of the next token, in nats, at each of the K tokens of responses that pi has written.
-
-    logits of pi and of ref (N, L, V), response bool (N, L) -> (K,).
-    """
-    log_p, log_q = (own_logits(each, response).log_softmax(-1) for each in (logits, reference_logits))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+def log_probs_of_pairs(policy, tokens, response, cross_entropy=F.cross_entropy) -> torch.Tensor:
+    """The same of pairs of responses, read by the policy: tokens and response (N, 2, L) -> (N, 2)."""
+    tokens, response = tokens.flatten(0, 1), response.flatten(0, 1)
+    length = response.shape[1] - int(response.any(0).flip(0).int().argmax())  # without mere padding
+    tokens, response = tokens[:, :length], response[:, :length]
+    return response_log_probs(policy(tokens), tokens, response, cross_entropy).view(-1, 2)
 
 
 def unanimous(rewards: torch.Tensor) -> torch.Tensor:
@@ -105,24 +66,18 @@ def chosen_first(log_ratios: torch.Tensor, combined: torch.Tensor) -> tuple[torc
     return log_ratios.gather(1, order), combined.gather(1, order)
 
 
-def dpo_loss(
-    log_ratios: torch.Tensor, rewards: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor, beta: float
-) -> torch.Tensor:
-    """-log sigmoid(beta (l_c - l_r)), the mean over all N, of which `keep` counts.
+def dpo_loss(log_ratios, rewards, weights, keep, beta: float) -> torch.Tensor:
+    """-log sigmoid(beta (l_c - l_r)), the mean over all N, of which `keep` counts. No gradient to weights.
 
-    log_ratios (N, 2); rewards (N, 2, M); weights (M,), which get no gradient; keep bool (N,) -> scalar.
-    """
+    log_ratios (N, 2); rewards (N, 2, M); weights (M,); keep bool (N,) -> scalar, in nats."""
     ratios, _ = chosen_first(log_ratios, rewards @ weights)
     return (keep * -F.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))).mean()
 
 
-def dpo_r_loss(
-    log_ratios: torch.Tensor, rewards: torch.Tensor, weights: torch.Tensor, form: str = "paper"
-) -> torch.Tensor:
-    """Eq. 24 (form "paper") or -log sigmoid(b_c (l_c - l_r)) ("code"). Gradients reach ratios and weights.
+def dpo_r_loss(log_ratios, rewards, weights, form: str = "paper") -> torch.Tensor:
+    """Eq. 24, or as "code" -log sigmoid(b_c (l_c - l_r)). Gradients reach log-ratios and weights.
 
-    log_ratios (N, 2); rewards (N, 2, M); weights (M,) -> scalar, in nats.
-    """
+    log_ratios (N, 2); rewards (N, 2, M); weights (M,) -> scalar, in nats."""
     ratios, combined = chosen_first(log_ratios, rewards @ weights)
     b_chosen = torch.sigmoid(combined[:, 0] - combined[:, 1])
     b_rejected = 1 - b_chosen if form == "paper" else b_chosen
@@ -135,47 +90,33 @@ def project(weights: torch.Tensor) -> torch.Tensor:
     return weights / weights.sum()
 
 
-def log_probs_of_pairs(
-    policy, pairs: alignment.Sequences, chosen: torch.Tensor, cross_entropy=F.cross_entropy
-) -> torch.Tensor:
-    """The policy's log-probabilities of the n chosen pairs, (n, 2)."""
-    tokens, response = (part[chosen].flatten(0, 1) for part in pairs)
-    length = response.shape[1] - int(response.any(0).flip(0).int().argmax())  # without mere padding
-    tokens, response = tokens[:, :length], response[:, :length]
-    return response_log_probs(policy(tokens), tokens, response, cross_entropy).view(-1, 2)
-
-
 def train_policy(
-    *, policy, pairs, rewards, keep, epochs, lr, batch_size, micro_batch, seed, beta, easy_phase,
-    weight_lr, form, compiled=False
-) -> list[dict]:
-    """Trains the policy in place (Adam, cosine to 0 over all steps) and, after the easy phase, the weights.
+    policy, pairs, rewards, epochs: int, optimizer, schedule, batch_size: int = 32, seed: int = 0,
+    weight_lr: float = 0.1, easy_phase: float = 0.5, beta: float = 0.2, form: str = "paper",
+    micro_batch: int = 32, cross_entropy=F.cross_entropy,
+) -> list[dict]:  # fmt: skip
+    """Trains the policy in place, and the weights with it (SGD). Returns, at every tenth step and the last:
+    step, weights after it, the batch's mean l_c and l_r before it.
 
-    pairs (N, 2, L) of tokens; rewards (N, 2, M); keep bool (N,): the pairs that count in the easy phase. With
-    easy_phase = 1 this is plain DPO. A batch goes through the policy `micro_batch` pairs at a time; compiled:
-    their log-probabilities by torch.compile.
-    Returns, at every tenth step and the last: step, weights after it, the batch's mean l_c and l_r before it.
-    """
-    generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(policy.parameters(), lr=lr)
-    steps = epochs * math.ceil(len(rewards) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    policy: a module, tokens (N, L) -> logits (N, L, V), in eval mode; pairs: tokens and response, (N, 2, L)
+    each; rewards (N, 2, M); schedule: of the learning rate, stepped after every batch; seed: of the order of
+    pairs; easy_phase: share of the steps, 1 is plain DPO; micro_batch: pairs the policy reads at a time."""
+    generator, keep, history = torch.Generator().manual_seed(seed), unanimous(rewards), []
     weights = torch.full_like(rewards[0, 0], 1 / rewards.shape[-1]).requires_grad_()
-    cross_entropy = fast.compiled(F.cross_entropy, compiled)
+    steps = epochs * -(-len(rewards) // batch_size)
     with torch.no_grad():
-        parts = torch.arange(len(rewards)).split(micro_batch)
-        reference = torch.cat([log_probs_of_pairs(policy, pairs, part) for part in parts])
-    history, bar = [], tqdm(total=steps, desc="raven_dpo", disable=None, leave=False)
-    for epoch in range(epochs):
+        parts = zip(*(part.split(micro_batch) for part in pairs))
+        reference = torch.cat([log_probs_of_pairs(policy, *part) for part in parts])
+    for epoch in tqdm(range(epochs), "raven_dpo", leave=False, disable=None):
         order = torch.randperm(len(rewards), generator=generator).to(rewards.device)
         for step, batch in enumerate(order.split(batch_size), start=epoch * steps // epochs):
-            in_easy_phase = step < easy_phase * steps
+            in_easy_phase, ratios = step < easy_phase * steps, []
             optimizer.zero_grad()
-            weights.grad = torch.zeros_like(weights)
-            ratios = []
             for part in batch.split(micro_batch):
-                log_ratios = log_probs_of_pairs(policy, pairs, part, cross_entropy) - reference[part]
+                tokens, response = (each[part] for each in pairs)
+                log_ratios = log_probs_of_pairs(policy, tokens, response, cross_entropy) - reference[part]
                 if in_easy_phase:
-                    loss = dpo_loss(log_ratios, rewards[part], weights, keep[part], beta)
+                    loss = dpo_loss(log_ratios, rewards[part], weights.detach(), keep[part], beta)
                 else:
                     loss = dpo_r_loss(log_ratios, rewards[part], weights, form)
                 (loss * len(part) / len(batch)).backward()
@@ -186,127 +127,44 @@ def train_policy(
                 ratios, _ = chosen_first(torch.cat(ratios), rewards[batch] @ weights)
                 if not in_easy_phase:
                     weights.copy_(project(weights - weight_lr * weights.grad))
+            weights.grad = None
             if step % 10 == 0 or step == steps - 1:
                 state = {"step": step, "weights": weights.tolist()}
                 history.append(state | dict(zip(("chosen", "rejected"), ratios.mean(0).tolist())))
-            bar.update()
-    optimizer.zero_grad()  # frees the gradients
-    if not all(weight.isfinite().all() for weight in policy.parameters()):
-        raise data.InputError("training diverged: lower --lr")
     return history
 
 
-@torch.no_grad()
-def score(policy, task: alignment.Alignment, before: alignment.Responses, after: alignment.Responses) -> dict:
-    """The figures of a row, of responses to the same n held-out prompts before and after training.
-
-    A win is a higher gold reward than before, a tie half a win; win_interval is the half-width of its 95 %
-    interval over prompts. kl is in nats per token, the mean over the tokens that the trained policy wrote.
-    """
-    figures = {"n_test": len(after.prompts)}
-    for suffix, responses in (("_before", before), ("", after)):
-        figures["gold_reward" + suffix] = responses.gold.double().mean().item()
-        figures["length" + suffix] = responses.sequences.response.double().sum(1).mean().item()  # in tokens
-        figures["well_formed" + suffix] = responses.well_formed.double().mean().item()
-    wins = (after.gold > before.gold).double() + 0.5 * (after.gold == before.gold)
-    batches = zip(*(part.to(task.rewards.device).split(policy.read_batch) for part in after.sequences))
-    kl = [token_kl(policy(tokens), task.policy(tokens), response) for tokens, response in batches]
-    samples = zip(after.prompts, before.texts, after.texts, before.gold.tolist(), after.gold.tolist())
-    keys = ("prompt", "before", "after", "gold_before", "gold_after")
-    return figures | {
-        "win_rate": wins.mean().item(),
-        "win_interval": 1.96 * wins.std().item() / math.sqrt(len(wins)),
-        "kl": torch.cat(kl).double().mean().item(),
-        "samples": [dict(zip(keys, sample)) for sample in itertools.islice(samples, 3)],
-    }
+# ---- To reproduce. Whoever copies this file deletes from here on. ------------------------------------------
 
 
-def parse_args(argv=None):
-    # Without its usage, which an error would print before its one line.
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    add, number = parser.add_argument, models.number
-    add("--task", nargs="+", choices=alignment.TASKS, default=alignment.TASKS[:1], help="see alignment.py")
-    add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2, 3, 4], help="a row per task and seed")
+def main(argv=None) -> None:
+    """Prints and keeps one row per task and seed."""
+    import evaluate
+    from tasks import alignment
+
+    parser = evaluate.flags(__file__, __doc__)
+    # Chosen on validation prompts: results/README.md, "How the defaults were chosen".
+    parser.set_defaults(task=alignment.TASKS[:1], epochs=3, lr=1e-4, ceiling_lr=2e-4, batch_size=32)
+    add, number = parser.add_argument, evaluate.number
     add("--supervision", choices=["one", "mean", "raven", "gold"], default="raven", help="who prefers")
     add("--form", choices=["paper", "code"], default="paper", help="of the loss of DPO-R")
     add("--policy", help="Hugging Face name or folder, for hh-helpful-harmless")
-    add("--data-dir", help="folder of HH-RLHF, which is else downloaded")
-    add("--device", type=models.pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
-    add("--compile", choices=["auto", "on", "off"], default="auto", help="fast.py; auto: with CUDA")
-    add("--out", default="runs", help="folder of the rows, raven_dpo.jsonl")
-    add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain the policy")
-    # Chosen on validation prompts: README, "How the defaults were chosen".
-    add("--epochs", type=number(int, 1), default=3, help="over the pairs")
-    add("--lr", type=number(float, 0), default=1e-4, help="Adam's, of the policy")
-    add("--ceiling-lr", type=number(float, 0), default=2e-4, help="with gold: true preferences bear more")
-    add("--batch-size", type=number(int, 1), default=32, help="pairs per step")
     add("--micro-batch", type=number(int, 1), default=32, help="pairs at a time: less memory, same result")
     add("--beta", type=number(float, 0), default=0.2, help="of plain DPO; the paper searches .1, .2, .5")
     add("--easy-phase", type=number(float, 0, 1), default=0.5, help="share of the steps; paper: .1, .2, .5")
     add("--weight-lr", type=number(float, 0), default=0.1, help="eta_W; the paper searches 1e-6 to 1e-3")
-    return parser.parse_args(argv)
-
-
-def main(argv=None) -> list[dict]:
-    """Prints, saves and returns one row per task and seed."""
-    args, rows = parse_args(argv), []
-    recipe = {key: getattr(args, key) for key in ("epochs", "lr", "batch_size", "micro_batch", "beta")}
-    plain = {"easy_phase": 1.0, "weight_lr": 0.0, "form": "paper"}  # an easy phase that never ends
-    recipe |= {key: getattr(args, key) if args.supervision == "raven" else plain[key] for key in plain}
-    recipe["lr"] = args.ceiling_lr if args.supervision == "gold" else args.lr
-    for name, seed in itertools.product(args.task, args.seeds):
-        identity = {
-            "method": Path(__file__).stem,
-            "task": name,
-            "data": args.data_dir and data.fingerprint(Path(args.data_dir)),
-            "seed": seed,
-            "supervision": args.supervision,
-            "torch": torch.__version__,
-            "device": args.device,
-            "code": alignment.code_hash(__file__),
-            "flags": recipe | {"encoder_steps": args.encoder_steps, "policy": alignment.name(args.policy)}
-            | {"compile": args.compile},
-        }
-        row = store.find_row(args.out, identity)
-        if row is None:
-            task = alignment.prepare(name, seed, args.data_dir, args.device, args.encoder_steps, args.policy)
-            rewards, gold = task.rewards, task.gold[..., None]
-            judges = {"one": rewards.split(1, -1), "mean": [rewards.mean(-1, keepdim=True)]}
-            judges |= {"raven": [rewards], "gold": [gold]}
-            before = {split: alignment.respond(task.policy, task, split, "before") for split in task.prompts}
-            results = []  # of one policy, or of one for each reward model
-            for judge in judges[args.supervision]:
-                policy, start = copy.deepcopy(task.policy), time.perf_counter()
-                given = {"policy": policy, "pairs": task.pairs, "rewards": judge, "keep": unanimous(judge)}
-                given["compiled"] = fast.wanted(args.compile, args.device)
-                history = train_policy(**given, seed=seed, **recipe)
-                seconds = round(time.perf_counter() - start, 2)
-                after = {split: alignment.respond(policy, task, split, "after") for split in task.prompts}
-                scores = {split: score(policy, task, before[split], after[split]) for split in after}
-                own = {"weights": history[-1]["weights"], "history": history, "seconds": seconds}
-                results.append(scores["test"] | own | {"val": scores["val"]["win_rate"]})
-            again = alignment.respond(task.policy, task, "test", "after")  # what chance makes of no training
-            correct = (rewards.argmax(1) == gold.argmax(1))[unanimous(gold)].double()  # without ties
-            row = identity | {"kind": "policy", "reward_models": task.reward_models}
-            row |= {"reward_accuracy": correct.mean(0).tolist(), "n_pairs": len(correct)}
-            row |= {"easy_fraction": unanimous(rewards).double().mean().item()}
-            row |= {"win_rate_before": score(task.policy, task, before["test"], again)["win_rate"]}
-            if len(results) == 1:
-                row |= results[0]
-            else:
-                figures = [key for key, value in results[0].items() if isinstance(value, int | float)]
-                row |= {key: mean(result[key] for result in results) for key in figures}
-                row["policies"] = results
-            store.save_row(args.out, row)
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-    return rows
+    for known, args, identity in evaluate.missing(parser, argv, alignment.resolve):
+        task = alignment.prepare(known.name, args)
+        own = {key: getattr(args, key) for key in ("weight_lr", "beta", "form", "micro_batch")}
+        own["easy_phase"] = args.easy_phase if args.supervision == "raven" else 1.0  # plain DPO
+        own |= {"cross_entropy": torch.compile(F.cross_entropy)} if evaluate.compile_wanted(args) else {}
+        alignment.report(task, args, identity, train_policy, own, unanimous(task.rewards))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (data.InputError, OSError) as error:
-        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+    import sys
+
+    sys.path.append(sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
+    import evaluate
+
+    evaluate.run(main)

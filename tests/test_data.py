@@ -1,294 +1,354 @@
+"""Names of tasks, their splits, and the readers of files: digits, reviews, dialogues, FILE.npz."""
+
+import gzip
+import itertools
+import json
 import os
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import reviews, write_lines
 
 import data
-import images
+from tasks import files, images, text
 
 DIGITS_DIR = os.environ.get("DIGITS_DIR")  # a folder that torchvision has downloaded MNIST and USPS into
 
 
-@pytest.mark.parametrize(
-    "name, severity",
-    [
-        ("glyphs", 0),
-        ("glyphs-shift", 0.4),
-        ("glyphs-shift-0.65", 0.65),
-        ("glyphs-shift-.8", 0.8),
-        ("glyphs-shift-0", 0),
-        ("glyphs-shift-1", 1),
-        ("glyphs-shift-1.5", None),
-        ("glyphs-shift-", None),
-        ("mnist-usps", None),
-        ("glyph", None),
-    ],
-)
-def test_severity(name, severity):
-    assert data.severity(name) == severity
-
-
-@pytest.mark.parametrize("name", ["glyph", "glyphs-shift-2", "mnist", "usps-usps", "missing.npz", ""])
-def test_unknown_names(name):
-    with pytest.raises(data.InputError, match="unknown task|no file"):
-        data.check_name(name)
-
-
-def test_a_task_has_one_name():
-    names = [
-        "glyphs",
-        "glyphs-shift-0",
-        "glyphs-shift",
-        "glyphs-shift-0.40",
-        "glyphs-shift-.4",
-        "glyphs-shift-.60",
-    ]
-    expected = ["glyphs", "glyphs", "glyphs-shift", "glyphs-shift", "glyphs-shift", "glyphs-shift-0.6"]
-    assert [data.check_name(name) for name in names] == expected
-    assert data.check_name("mnist-usps") == "mnist-usps"
+def splits_of(task):
+    return [task.weak_train, task.strong_train, task.val, task.test]
 
 
 def unique(rows):
     return {row.numpy().tobytes() for row in rows}
 
 
-def test_rendered_splits_are_disjoint_large_enough_and_fixed_by_the_seed():
-    task = data.load("glyphs-shift", seed=3)
-    splits = [task.weak_train, task.strong_train, task.val, task.test]
-    assert len(task.strong_train.y) >= 5000 and len(task.test.y) >= 2000
-    drawn = [unique(split.x) for split in splits]
-    assert len(set.union(*drawn)) == sum(len(split.y) for split in splits)
-    for split in splits:
-        assert split.x.shape[1:] == (1, 28, 28) and 0 <= split.x.min() and split.x.max() <= 1
-        assert (split.y.bincount(minlength=10) > 0.07 * len(split.y)).all()
-    again, other = data.load("glyphs-shift", seed=3), data.load("glyphs-shift", seed=4)
+def complaint(name, folder=None):
+    """The one line that loading the task ends with."""
+    with pytest.raises(data.InputError) as error:
+        data.load(name, 0, folder and str(folder))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ----------------------------------------------------------------------------------------------------- names
+
+
+NAMES = """glyphs-shift-1 mnist-usps usps-mnist hh-helpful-harmless amazon-books-kitchen_ware glyphs-distill
+glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
+SPELLINGS = {
+    "glyphs-shift-0": "glyphs",
+    "glyphs-shift-0.40": "glyphs-shift",
+    "glyphs-shift-.60": "glyphs-shift-0.6",
+    "glyphs-noisy-symmetric-0.20": "glyphs-noisy-symmetric-0.2",
+    "glyphs-noisy-asymmetric-.4": "glyphs-noisy-asymmetric-0.4",
+}
+UNKNOWN = """glyph glyphs-shift- glyphs-shift-1.5 glyphs-shift-2 mnist usps-usps reviews-0.4 amazon-books
+amazon-books-books glyphs-noisy glyphs-noisy-symmetric glyphs-noisy-asymmetric-1.5 glyphs-noisy-other-0.2
+glyphs-distill-0 cifar100""".split()
+
+
+def test_a_task_has_one_name():
+    assert [data.resolve(name).name for name in [*data.EMBEDDED, *NAMES]] == [*data.EMBEDDED, *NAMES]
+    assert {name: data.resolve(name).name for name in SPELLINGS} == SPELLINGS
+
+
+@pytest.mark.parametrize("name", ["", *UNKNOWN, "missing.npz"])
+def test_unknown_names(name):
+    expected = "no file missing" if name.endswith("npz") else "known: glyphs, .*glyphs-noisy-symmetric-RATE"
+    with pytest.raises(data.InputError, match=expected):
+        data.resolve(name)
+
+
+# ---------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(data, "SIZES", {"weak_train": 50, "strong_train": 100, "val": 50, "test": 500})
+
+
+def test_rendered_splits_are_disjoint_and_fixed_by_the_seed(small):
+    task, again, other = (data.load("glyphs-shift", seed) for seed in (3, 3, 4))
+    assert len(set.union(*(unique(split.x) for split in splits_of(task)))) == 700
+    for split, size in zip(splits_of(task), (50, 100, 50, 500)):
+        assert split.x.shape == (size, 1, 28, 28) and 0 <= split.x.min() and split.x.max() <= 1
+    assert (task.test.y.bincount(minlength=10) > 25).all()
     assert torch.equal(again.test.x, task.test.x) and torch.equal(again.test.y, task.test.y)
     assert not torch.equal(other.test.x, task.test.x)
 
 
-def test_severity_changes_the_target_domain_only():
-    none, mild, strong = (data.load(f"glyphs-shift-{severity}", seed=0) for severity in (0, 0.2, 0.8))
-    assert torch.equal(none.weak_train.x, strong.weak_train.x)
-    assert torch.equal(none.test.y, strong.test.y)
-    assert torch.equal(none.test.x, data.load("glyphs", seed=0).test.x)
-    distances = [(task.test.x - none.test.x).abs().mean() for task in (none, mild, strong)]
-    assert 0 == distances[0] < distances[1] < distances[2]
-    inverted = [
-        (task.test.x.flatten(1).median(1).values > 0.5).float().mean() for task in (none, mild, strong)
-    ]
-    assert inverted[0] == 0 and abs(inverted[1] - 0.1) < 0.03 and abs(inverted[2] - 0.4) < 0.05
+def test_severity_changes_the_target_domain_only(small):
+    none, *shifted = (data.load(f"glyphs-shift{end}", seed=0) for end in ("-0", "-0.2", "", "-0.8"))
+    last = 0
+    for task, severity in zip(shifted, (0.2, 0.4, 0.8)):
+        assert torch.equal(none.weak_train.x, task.weak_train.x) and torch.equal(none.test.y, task.test.y)
+        assert last < (last := (task.test.x - none.test.x).abs().mean())
+        inverted = (task.test.x.flatten(1).median(1).values > 0.5).float().mean()
+        assert abs(inverted - severity / 2) < 0.07
 
 
-def test_source_domain_has_four_typefaces_only():
-    """A source image without jitter is one of the source typefaces' glyphs."""
-    atlas = images.draw_atlas(images.DIGITS)
-    assert len(images.TYPEFACES) == 16 == len(set(images.TYPEFACES)) == len(atlas)
-    seen = []
-    original = images.paste
-    try:
-        images.paste = lambda glyphs, *rest: seen.append(glyphs) or original(glyphs, *rest)
-        y = torch.arange(10).repeat(50)
-        images.render(atlas, y, torch.zeros(500), torch.Generator().manual_seed(0))
-    finally:
-        images.paste = original
-    assert all(
-        any(torch.equal(glyph, known) for known in atlas[:4, digit]) for glyph, digit in zip(seen[0], y)
-    )
-
-
-def test_letters_have_no_digit():
-    assert not set(images.LETTERS) & set(images.DIGITS)
-    assert len(images.LETTERS) == 52
-
-
-def test_every_glyph_is_drawn_whole_and_differs_between_typefaces():
-    atlas = images.draw_atlas(images.DIGITS)
-    assert atlas.flatten(2).amax(2).min() > 0.9
-    assert (
-        atlas[..., 0, :].max()
-        == atlas[..., -1, :].max()
-        == atlas[..., :, 0].max()
-        == atlas[..., :, -1].max()
-        == 0
-    )
-    for digit in range(10):
-        assert len(unique(atlas[:, digit])) == 16
+def test_typefaces(monkeypatch):
+    """The source domain has four of the sixteen, which draw every digit whole and in their own way."""
+    atlas, seen, paste = images.draw_atlas(images.DIGITS), [], images.paste
+    assert atlas.shape[:2] == (16, 10) and atlas.flatten(2).amax(2).min() > 0.9
+    assert atlas[..., [0, -1], :].max() == atlas[..., [0, -1]].max() == 0
+    assert all(len(unique(atlas[:, digit])) == 16 for digit in range(10))
+    monkeypatch.setattr(images, "paste", lambda glyphs, *rest: seen.append(glyphs) or paste(glyphs, *rest))
+    y = torch.arange(10).repeat(30)
+    images.render(atlas, y, torch.zeros(300), torch.Generator().manual_seed(0))
+    used = [[i for i in range(16) if torch.equal(glyph, atlas[i, k])] for glyph, k in zip(seen[0], y)]
+    assert {i for [i] in used} == {0, 1, 2, 3}
 
 
 def test_framing_removes_position_scale_and_margin():
-    generator = torch.Generator().manual_seed(0)
-    glyph = torch.randint(200, 256, (1, 10, 6), generator=generator).float()
+    glyph = torch.randint(200, 256, (1, 10, 6), generator=torch.Generator().manual_seed(0)).float()
     frames = []
     for height, width, top, left, scale in ((16, 16, 3, 5, 1), (28, 28, 12, 1, 1), (40, 30, 9, 9, 2)):
         image = torch.zeros(1, height, width)
         pasted = glyph.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         image[:, top : top + 10 * scale, left : left + 6 * scale] = pasted
-        frames.append(data.frame(image))
-    ink = frames[0][0, 0] > 0.5
-    rows, columns = ink.any(1).nonzero()[:, 0], ink.any(0).nonzero()[:, 0]
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (
-        4,
-        23,
-        8,
-        19,
-    )  # 20 high, 12 wide, centred
+        frames.append(images.frame(image))
+    rows, columns = (ink.tolist() for ink in (frames[0][0, 0] > 0.5).nonzero().T)
+    assert (min(rows), max(rows), min(columns), max(columns)) == (4, 23, 8, 19)  # 20 by 12, centred
     torch.testing.assert_close(frames[1], frames[0])
     assert (frames[2] - frames[0]).abs().mean() < 0.06
-    assert data.frame(torch.zeros(2, 16, 16)).isfinite().all()
+    assert images.frame(torch.zeros(2, 16, 16)).isfinite().all()
 
 
 @pytest.mark.skipif(not DIGITS_DIR, reason="DIGITS_DIR names no folder with the real digits")
 @pytest.mark.parametrize("name, n_test, n_train", [("mnist-usps", 2007, 6291), ("usps-mnist", 10000, 7000)])
 def test_real_digits(name, n_test, n_train):
     task = data.load(name, 0, DIGITS_DIR)
-    assert (len(task.test.y), len(task.strong_train.y), len(task.val.y)) == (n_test, n_train, 1000)
-    assert len(task.weak_train.y) == 4000
-    assert not unique(task.val.x) & unique(task.strong_train.x)
-    assert not unique(task.test.x) & unique(task.strong_train.x)
+    assert [len(split.y) for split in splits_of(task)] == [4000, n_train, 1000, n_test]
+    for split in (task.val, task.test):
+        assert not unique(split.x) & unique(task.strong_train.x)
 
 
-def test_digit_splits_come_from_where_they_should():
+def test_digit_splits_come_from_where_they_should(monkeypatch):
     """Each image holds its own number; source and target, train and test start at other numbers."""
 
-    def numbered(start):
-        y = torch.arange(start, start + 9000)
-        return data.Split(y.float().view(-1, 1, 1, 1), y)
+    def numbered(domain, folder):
+        starts = {"train": 0, "test": 20000} if domain == "mnist" else {"train": 40000, "test": 60000}
+        numbers = {split: torch.arange(start, start + 9000) for split, start in starts.items()}
+        return {split: (y.float().view(-1, 1, 1, 1), y) for split, y in numbers.items()}
 
-    source, target = ({"train": numbered(i), "test": numbered(i + 20000)} for i in (0, 40000))
-    task = data.digits_task(source, target, seed=0)
-    for split, start, n in (
-        (task.weak_train, 0, 4000),
-        (task.strong_train, 40000, 7000),
-        (task.val, 40000, 1000),
-        (task.test, 60000, 9000),
-    ):
+    monkeypatch.setattr(files, "digits", numbered)
+    task, other = (data.load("mnist-usps", seed) for seed in (0, 1))
+    starts, sizes = (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)
+    for split, start, n in zip(splits_of(task), starts, sizes):
         assert len(split.y.unique()) == len(split.y) == n
         assert start <= split.y.min() and split.y.max() < start + 9000
         assert torch.equal(split.x.flatten().long(), split.y)
     assert not set(task.val.y.tolist()) & set(task.strong_train.y.tolist())
-    other = data.digits_task(source, target, seed=1)
     assert not torch.equal(other.weak_train.y, task.weak_train.y) and not torch.equal(other.val.y, task.val.y)
 
 
 def test_a_missing_or_damaged_folder_says_what_was_looked_for(tmp_path):
-    for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(data.InputError, match="MNIST/raw") as error:
-            data.load("mnist-usps", 0, str(folder))
-        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    nowhere = tmp_path / "nowhere"
+    assert f"MNIST/raw/{{train,t10k}}-*-ubyte in {nowhere} (" in complaint("mnist-usps", nowhere)
+    assert "cifar-100-python/{train,test,meta}" in complaint("cifar100-distill", tmp_path)
     (tmp_path / "usps.bz2").write_bytes(b"no bzip2")
-    with pytest.raises(data.InputError, match="usps.bz2"):
-        data.load("usps-mnist", 0, str(tmp_path))
+    assert "usps.bz2" in complaint("usps-mnist", tmp_path)
 
 
 def test_downloads_are_complete_or_absent(monkeypatch):
     """A stand-in for torchvision's data set: the first download breaks off, the second does not."""
-    from torchvision import datasets
-
     attempts = []
 
     class Digits:
-        def __init__(self, root, train, download):
-            root = data.Path(root)
+        def __init__(self, root, train, download=False):
             if download:
                 attempts.append(train)
                 (root / f"{train}.txt").write_text("whole")
                 if len(attempts) == 2:
                     raise OSError("connection lost")
             assert (root / f"{train}.txt").exists()
-            self.data, self.targets = np.full((3, 16, 16), 255, dtype=np.uint8), [0, 1, 2]
+            self.data, self.targets = np.full((3, 16, 16), 255, dtype=np.uint8), [0, 1, 2 + train]
 
-    monkeypatch.setattr(datasets, "USPS", Digits)
+    monkeypatch.setattr("torchvision.datasets.USPS", Digits)
     with pytest.raises(data.InputError, match="connection lost"):
-        data.read_digits("usps", None)
-    assert not (data.DOWNLOADS / "usps").exists()
-    assert data.read_digits("usps", None)["test"].y.tolist() == [0, 1, 2]
-    assert len(attempts) == 4
-    data.read_digits("usps", None)
-    assert len(attempts) == 4
+        files.digits("usps", None)
+    assert not (files.DOWNLOADS / "usps").exists()
+    for _ in range(2):  # the second time without a download
+        parts = files.digits("usps", None)
+        assert [parts[split][1].tolist() for split in ("train", "test")] == [[0, 1, 3], [0, 1, 2]]
+        assert parts["test"][0].shape == (3, 1, 28, 28) and parts["test"][0].max() == 1
+        assert len(attempts) == 4
 
 
-# ------------------------------------------------------------------------------------------------- FILE.npz
+# ------------------------------------------------------------------------------------------------- real text
+
+
+def test_reviews_are_split(amazon):
+    """Uncompressed and compressed: source and target, texts with their labels, drawn by the seed."""
+    task = data.load("amazon-books-kitchen", 0, str(amazon))
+    assert [len(split.y) for split in splits_of(task)] == [60, 42, 6, 12]
+    assert (task.kind, task.num_classes, task.encoder) == ("text", 2, "bag of words")
+    assert len(set.union(*(set(split.x) for split in splits_of(task)))) == 120
+    for split, domain in zip(splits_of(task), ["books", *["kitchen"] * 3]):
+        assert all(x.startswith(domain) and ("good" in x) == y for x, y in zip(split.x, split.y))
+    assert data.load("amazon-books-kitchen", 1, str(amazon)).test.x != task.test.x
+
+
+def test_a_text_that_stands_twice_is_on_one_side(amazon):
+    loud = [{**row, "text": row["text"].upper() + "!"} for row in reviews("kitchen")]
+    write_lines(amazon / "kitchen.jsonl.gz", [*reviews("kitchen") * 2, *loud, *reviews("books")[:2]])
+    splits = splits_of(data.load("amazon-books-kitchen", 0, str(amazon)))
+    texts = [{" ".join(text.terms(x, False)) for x in split.x} for split in splits]
+    assert len(set.union(*texts)) == sum(map(len, texts)) and len(splits[0].y) == 58
+
+
+@pytest.fixture
+def dialogues(tmp_path):
+    """Four pairs for each of 50 first human turns; two turns of the source are the target's too."""
+    for domain, turns in (("helpful-base", range(48, 100)), ("harmless-base", range(50))):
+        rows = []
+        for i, turn in itertools.product(range(4), turns):
+            answer = f"\n\nHuman: turn {turn}\n\nAssistant: {{}} {domain} {i}"
+            rows.append({word: answer.format(word) for word in ("chosen", "rejected")})
+        same = [rows[0] | {"rejected": rows[0]["chosen"]}]  # says nothing, and is left out
+        write_lines(tmp_path / "hh" / domain / "train.jsonl.gz", rows[:100] + same)
+        write_lines(tmp_path / "hh" / domain / "test.jsonl.gz", rows[100:])
+    return tmp_path / "hh"
+
+
+def load_dataset(name, data_dir, cache_dir):
+    """Stands for that of datasets."""
+    assert name == "Anthropic/hh-rlhf"
+    return {file: list(map(json.loads, gzip.open(file))) for file in Path("hh", data_dir).iterdir()}
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_first_human_turns_are_on_one_side_only(dialogues, fetched, monkeypatch):
+    hub = SimpleNamespace(load_dataset=load_dataset) if fetched else None
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    task = data.load("hh-helpful-harmless", 0, None if fetched else str(dialogues))
+    splits = splits_of(task)
+    assert [len(split.y) for split in splits] == [200, 140, 20, 40] and task.kind == "preference"
+    turns = [{re.search(r"turn (\d+)", each)[1] for pair in split.x for each in pair} for split in splits]
+    assert len(set.union(*turns)) == sum(map(len, turns))
+    for split in splits:
+        assert all("chosen" in x[y] and "rejected" in x[1 - y] for x, y in zip(split.x, split.y))
+    assert 40 < task.strong_train.y.sum() < 100  # the better response is first or second at random
+    if not fetched:
+        assert complaint("hh-helpful-harmless").startswith("cannot fetch Anthropic/hh-rlhf: ")
+
+
+GOOD = b'{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'
+LINES = "".join(json.dumps(row) + "\n" for row in reviews("books", 3000)).encode()
+BAD_LINES = {
+    b"{": "line 3: Expecting",
+    b"[1]": "line 3: no field 'text'",
+    b"\n\n{}": "line 5: no field 'text'",  # empty lines count
+    b"\xff\xfe\x80": "line 3: ",
+    b'{"text": "fine"}': "line 3: no field 'label'",
+    b'{"text": " ", "label": 1}': "line 3: 'text' is empty",
+    b'{"text": null, "label": 1}': "line 3: no field 'text'",
+    b'{"text": ["fine"], "label": 1}': "line 3: 'text' is no str",
+    b'{"text": "fine", "label": 1.5}': "line 3: 'label' is no int",
+    b'{"text": "fine", "label": true}': "line 3: 'label' is no int",
+    b'{"text": "fine", "label": 3}': "the labels 0, 1, 3;",
+    b'{"text": "fine", "label": -1}': "the labels -1, 0, 1;",
+    b'{"text": "fine", "label": 2}': "different labels",
+}
+BAD_FILES = [
+    ("books.jsonl", b"", "nothing in "),
+    ("books.jsonl", GOOD.splitlines()[0], "the labels 1; "),
+    ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in "),
+    ("books.jsonl.gz", gzip.compress(LINES)[:2000], "books.jsonl.gz, line "),
+    ("books.jsonl.gz", gzip.compress(LINES)[:200] + b"damage" + gzip.compress(LINES)[206:], ", line "),
+    ("books.jsonl.gz", b"no gzip", "books.jsonl.gz, line 0: "),
+    *(("books.jsonl", GOOD + line + b"\n", message) for line, message in BAD_LINES.items()),
+]
+
+
+@pytest.mark.parametrize("name, content, message", BAD_FILES, ids=range(len(BAD_FILES)))
+def test_a_bad_line_or_file_is_named(amazon, name, content, message):
+    (amazon / "books.jsonl").unlink()
+    (amazon / name).write_bytes(content)
+    found = complaint("amazon-books-kitchen", amazon)
+    assert message in found and ("books.jsonl" in found or message == "different labels")
+
+
+def test_what_cannot_be_split_or_compared(amazon, dialogues):
+    write_lines(amazon / "books.jsonl", reviews("books", 4))
+    write_lines(amazon / "kitchen.jsonl", reviews("kitchen", 2))
+    assert "too few samples" in complaint("amazon-books-kitchen", amazon)
+    kitchen = reviews("kitchen", 30)
+    write_lines(amazon / "kitchen.jsonl", kitchen)
+    write_lines(amazon / "books.jsonl", [*({"text": f"b {i}", "label": 0} for i in range(30)), kitchen[1]])
+    assert "one label only" in complaint("amazon-books-kitchen", amazon)  # once the shared text is taken out
+    assert "--data-dir" in complaint("amazon-books-kitchen")
+    write_lines(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a", "rejected": "b"}])
+    assert "without 'Assistant:'" in complaint("hh-helpful-harmless", dialogues)
+    assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)
+
+
+# -------------------------------------------------------------------------------------------------- FILE.npz
 
 
 def test_npz_roundtrip_with_and_without_split(arrays, npz):
     task = data.load(npz, seed=0)
-    sizes = [len(split.y) for split in (task.strong_train, task.val, task.test)]
-    assert sizes == [280, 40, 80] and task.num_classes == 4 and len(task.weak_models) == 3
-    rows = torch.cat([split.x for split in (task.strong_train, task.val, task.test)])
-    assert len(unique(rows)) == 400
+    splits = [task.strong_train, task.val, task.test]
+    assert [len(split.y) for split in splits] == [280, 40, 80]
+    assert (task.kind, task.num_classes, len(task.weak_models)) == ("features", 4, 3)
+    assert len(unique(torch.cat([split.x for split in splits]))) == 400
     assert not torch.equal(data.load(npz, seed=1).test.x, task.test.x)
     np.savez("split.npz", **arrays, split=np.arange(400) % 3, labels=arrays["y"][::-1])
     task = data.load("split.npz", seed=0)
     torch.testing.assert_close(task.val.x, torch.tensor(arrays["x"][1::3]).float())
     torch.testing.assert_close(task.test.weak_probs, torch.tensor(arrays["weak_probs"][2::3]).float())
-    assert task.labels.tolist() == arrays["y"][::-1][::3].tolist()
+    assert task.test.y.tolist() == arrays["y"][2::3].tolist()
+    assert task.strong_train.labels.tolist() == arrays["y"][::-1][::3].tolist()
 
 
-def test_half_precision_probabilities_are_renormalised(arrays):
-    np.savez("half.npz", **arrays | {"weak_probs": arrays["weak_probs"].astype(np.float16)})
-    sums = data.load("half.npz", 0).test.weak_probs.sum(-1)
+def test_npz_with_pairs_in_half_precision(arrays):
+    pairs = np.random.default_rng(0).dirichlet([1, 1], (400, 1)).astype(np.float16)
+    np.savez("pairs.npz", x=np.ones((400, 2, 3)), weak_probs=pairs, y=arrays["y"] % 2)
+    task = data.load("pairs.npz", 0)
+    assert task.test.x.shape == (80, 2, 3) and task.kind == "preference"
+    sums = task.strong_train.weak_probs.sum(-1)
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
 
 
-def test_npz_with_pairs(arrays):
-    weak_probs = np.full((400, 1, 2), 0.5)
-    np.savez("pairs.npz", x=np.ones((400, 2, 3)), weak_probs=weak_probs, y=arrays["y"] % 2)
-    assert data.load("pairs.npz", 0).test.x.shape == (80, 2, 3)
+BAD_ARRAYS = [
+    ("weak_probs", None, "missing: weak_probs"),
+    ("x", lambda x: np.zeros((400, 3, 4)), "x has shape"),
+    ("x", lambda x: np.zeros((0, 4)), "nothing in it"),
+    ("x", lambda x: x.astype(int), "x has type int64, expected float32"),
+    ("x", lambda x: np.where(np.arange(6) == 2, np.nan, x), "x has NaN"),
+    ("x", lambda x: x * 1e300, "x has NaN, infinite or too large"),
+    ("x", lambda x: np.array([{}] * 400), "not an .npz file of plain arrays"),
+    ("x", lambda x: np.zeros((400, 2, 3)), "pairs"),
+    ("weak_probs", lambda q: q[:, 0], "weak_probs has shape"),
+    ("weak_probs", lambda q: q[1:], "weak_probs has shape"),
+    ("weak_probs", lambda q: q[:, :0], "too small"),
+    ("weak_probs", lambda q: q * 1.1, "not to 1"),
+    ("weak_probs", lambda q: q * np.array([-1, 1, 1, 1.0]), "negative"),
+    ("y", lambda y: y + 1, "y has values outside 0..3"),
+    ("y", lambda y: y - 1, "y has values outside"),
+    ("y", lambda y: y * 1.0, "y has type float64, expected int64"),
+    ("y", lambda y: y[:, None], "y has shape"),
+    ("split", lambda _: np.zeros(400, dtype=int), "no sample in split val"),
+    ("split", lambda _: np.full(400, 3), "split has values outside 0..2"),
+    ("labels", lambda _: np.full(400, 4), "labels has values outside"),
+]
 
 
-def changed(key, value):
-    return lambda arrays: arrays | {key: value(arrays) if callable(value) else value}
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda a: {key: a[key] for key in ("x", "y")}, "missing: weak_probs"),
-        (changed("x", np.zeros((400, 3, 4))), "x has shape"),
-        (changed("x", np.zeros((0, 4))), "nothing in it"),
-        (changed("x", np.zeros((399, 4))), "has shape"),
-        (changed("x", lambda a: a["x"].astype(int)), "x has type int64, expected float32"),
-        (changed("x", lambda a: np.where(np.arange(6) == 2, np.nan, a["x"])), "x has NaN"),
-        (changed("x", lambda a: np.array([{}] * 400)), "not an .npz file of plain arrays"),
-        (changed("x", np.zeros((400, 2, 3))), "pairs"),
-        (changed("weak_probs", lambda a: a["weak_probs"][:, 0]), "weak_probs has shape"),
-        (changed("weak_probs", lambda a: a["weak_probs"][:, :0]), "too small"),
-        (changed("weak_probs", lambda a: a["weak_probs"] * 1.1), "not to 1"),
-        (changed("weak_probs", lambda a: a["weak_probs"] * np.array([-1, 1, 1, 1.0])), "negative"),
-        (changed("weak_probs", lambda a: a["weak_probs"] * np.inf), "weak_probs has NaN"),
-        (changed("y", lambda a: a["y"] + 1), "y has values outside 0..3"),
-        (changed("y", lambda a: a["y"] - 1), "y has values outside"),
-        (changed("y", lambda a: a["y"] * 1.0), "y has type float64, expected int64"),
-        (changed("x", lambda a: a["x"] * 1e300), "x has NaN, infinite or too large"),
-        (changed("y", lambda a: a["y"].astype(str)), "y has type"),
-        (changed("y", lambda a: a["y"][:, None]), "y has shape"),
-        (changed("y", np.array(3)), "y has shape"),
-        (changed("split", np.zeros(400, dtype=int)), "no sample in split val"),
-        (changed("split", np.full(400, 3)), "split has values outside 0..2"),
-        (changed("labels", lambda a: a["y"] + 1), "labels has values outside"),
-    ],
-)
-def test_bad_npz(arrays, change, message):
-    np.savez("bad.npz", **change(arrays))
-    with pytest.raises(data.InputError, match=message) as error:
-        data.load("bad.npz", seed=0)
-    assert str(error.value).startswith("bad.npz: ") and "\n" not in str(error.value)
+@pytest.mark.parametrize("key, change, message", BAD_ARRAYS)
+def test_bad_npz(arrays, key, change, message):
+    value = arrays.pop(key, None)
+    np.savez("bad.npz", **arrays, **({key: change(value)} if change else {}))
+    assert re.match(f"bad.npz: .*{message}", complaint("bad.npz"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_no_npz(tmp_path, content):
-    (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(data.InputError, match="not an .npz file"):
-        data.load("bad.npz", seed=0)
-
-
-def test_a_row_names_a_file_by_its_content(npz, tmp_path):
-    name = data.row_name(npz)
-    assert name.startswith("small.npz-") and str(tmp_path) not in name
-    (tmp_path / "elsewhere").mkdir()
-    copy = data.Path(npz).rename(tmp_path / "elsewhere" / "small.npz")
-    assert data.row_name(str(copy)) == name
-    copy.write_bytes(copy.read_bytes() + b" ")
-    assert data.row_name(str(copy)) != name
-    assert data.row_name("glyphs-shift") == "glyphs-shift"
+def test_a_file_that_is_no_npz(content):
+    Path("bad.npz").write_bytes(content)
+    assert complaint("bad.npz").startswith("bad.npz: not an .npz file")

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 import raven
 import torch
-from conftest import gradient, random_problem
-
-import models
+from conftest import features, gradient, random_problem, run_script, train
 
 
 def test_combine_against_a_loop_and_normalises():
@@ -111,10 +109,8 @@ def test_what_is_combined_follows_the_kind_of_task_and_the_flag(arrays, kind, co
         arrays["weak_probs"] = np.random.default_rng(0).dirichlet([1, 1], (400, 3))
     np.savez("task.npz", **arrays)
     flags = "--seeds 0 --easy-phase 0 --epochs 2 --lr 0.1".split()
-    rows = {
-        each: raven.main(["--task", "task.npz", *flags, "--combine", each])[0]
-        for each in ("auto", "probs", "logits")
-    }
+    ways = ("auto", "probs", "logits")
+    rows = {each: run_script(raven, "--task", "task.npz", *flags, "--combine", each)[0] for each in ways}
     assert [rows[each]["combined"] for each in ("auto", "probs", "logits")] == [combined, "probs", "logits"]
     assert rows["auto"]["weights"] == rows[combined]["weights"]
     assert rows["probs"]["weights"] != rows["logits"]["weights"]
@@ -163,49 +159,37 @@ def test_projection_by_hand():
 
 
 def make_problem(n=300, m=3):
-    _, weak_probs = random_problem(n=n, m=m)
-    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
-    return x, weak_probs.float()
-
-
-def train(x, weak_probs, method=raven, **settings):
-    """A raven or naive student after a short training: (weights of the head, weight history or None)."""
-    student = models.LinearHeads(6, 5, 1, False)
-    recipe = {"labels": None, "epochs": 4, "lr": 1e-2, "batch_size": 32, "seed": 0}
-    if method is raven:
-        recipe["combination"] = raven.combine
-    history = method.train_student(student=student, x=x, weak_probs=weak_probs, **(recipe | settings))
-    return student.linear.weight.detach(), history
+    return random_problem(n=n, m=m)[1].float()
 
 
 def test_without_weight_steps_and_easy_phase_it_is_the_ensemble():
-    x, weak_probs = make_problem()
-    head, history = train(x, weak_probs, weight_lr=0.0, easy_phase=0.0)
-    ensemble, _ = train(x, models.supervisors(weak_probs, "mean"), naive)
+    weak_probs = make_problem()
+    head, history = train(raven, weak_probs, weight_lr=0.0, easy_phase=0.0)
+    ensemble, _ = train(naive, weak_probs.mean(1))
     torch.testing.assert_close(head, ensemble, rtol=1e-4, atol=1e-5)
     assert torch.allclose(history, torch.full_like(history, 1 / 3))
 
 
 def test_with_one_weak_model_it_is_naive():
-    x, weak_probs = make_problem(m=1)
-    head, history = train(x, weak_probs, weight_lr=0.1, easy_phase=0.5)
-    torch.testing.assert_close(head, train(x, weak_probs, naive)[0], rtol=1e-4, atol=1e-5)
+    weak_probs = make_problem(m=1)
+    head, history = train(raven, weak_probs, weight_lr=0.1, easy_phase=0.5, num_weak=1)
+    torch.testing.assert_close(head, train(naive, weak_probs[:, 0])[0], rtol=1e-4, atol=1e-5)
     assert (history == 1).all()
 
 
 def test_permuting_the_weak_models_permutes_the_weights():
-    x, weak_probs = make_problem()
+    weak_probs = make_problem()
     order = torch.tensor([2, 0, 1])
-    head, history = train(x, weak_probs, weight_lr=0.5, easy_phase=0.25)
-    permuted_head, permuted_history = train(x, weak_probs[:, order], weight_lr=0.5, easy_phase=0.25)
+    head, history = train(raven, weak_probs, weight_lr=0.5, easy_phase=0.25)
+    permuted_head, permuted_history = train(raven, weak_probs[:, order], weight_lr=0.5, easy_phase=0.25)
     torch.testing.assert_close(permuted_history, history[:, order], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(permuted_head, head, rtol=1e-3, atol=1e-4)
     assert (history[-1] - 1 / 3).abs().max() > 0.01
 
 
 def test_weights_stay_on_the_simplex_and_history_is_not_overwritten():
-    x, weak_probs = make_problem()
-    _, history = train(x, weak_probs, weight_lr=1.0, easy_phase=0.0)
+    weak_probs = make_problem()
+    _, history = train(raven, weak_probs, weight_lr=1.0, easy_phase=0.0)
     assert history.shape == (5, 3)
     assert (history > 0).all()
     torch.testing.assert_close(history.sum(1), torch.ones(5))
@@ -214,28 +198,27 @@ def test_weights_stay_on_the_simplex_and_history_is_not_overwritten():
 
 
 def test_easy_phase_masks_and_freezes_together():
-    x, weak_probs = make_problem()
+    weak_probs = make_problem()
     easy = raven.unanimous(weak_probs)
     assert 0 < easy.sum() < len(easy) / 2
-    head, history = train(x, weak_probs, epochs=4, weight_lr=0.05, easy_phase=0.5)
+    head, history = train(raven, weak_probs, epochs=4, weight_lr=0.05, easy_phase=0.5)
     assert (history[:3] == history[0]).all() and (
         history[3] != history[0]
     ).any()  # frozen for two epochs of four
     # All the training easy: what the weak models say of other samples must not matter.
-    head, history = train(x, weak_probs, weight_lr=0.05, easy_phase=1.0)
+    head, history = train(raven, weak_probs, weight_lr=0.05, easy_phase=1.0)
     other = weak_probs.clone()
     other[~easy] = weak_probs[~easy][:, :, [1, 2, 3, 4, 0]]
     assert (raven.unanimous(other) == easy).all()
-    assert torch.equal(train(x, other, weight_lr=0.05, easy_phase=1.0)[0], head)
-    assert not torch.equal(train(x, other, weight_lr=0.05, easy_phase=0.0)[0], head)
+    assert torch.equal(train(raven, other, weight_lr=0.05, easy_phase=1.0)[0], head)
+    assert not torch.equal(train(raven, other, weight_lr=0.05, easy_phase=0.0)[0], head)
 
 
 def test_training_against_a_loop_written_from_the_equations():
     """Easy phase, simultaneous update, projection, cosine and Adam, each step by hand, in plain tensors."""
-    x, weak_probs = make_problem()
+    weak_probs = make_problem()
     epochs, lr, weight_lr, batch_size = 4, 1e-2, 0.2, 32
-    student = models.LinearHeads(6, 5, 1, False)
-    W = torch.cat([student.linear.weight, student.linear.bias[:, None]], 1).detach().double()
+    x, W = features(300), torch.zeros(5, 7, dtype=torch.float64)
     X = torch.cat([x, torch.ones(len(x), 1)], 1).double()
     theta, first, second, step = torch.full((3,), 1 / 3, dtype=torch.float64), 0, 0, 0
     total = epochs * math.ceil(len(x) / batch_size)
@@ -258,13 +241,13 @@ def test_training_against_a_loop_written_from_the_equations():
             if not easy_phase:
                 theta = (theta - weight_lr * g).clamp(min=1e-6)
                 theta = theta / theta.sum()
-    head, history = train(x, weak_probs, epochs=epochs, lr=lr, weight_lr=weight_lr, easy_phase=0.25)
+    head, history = train(raven, weak_probs, epochs=epochs, lr=lr, weight_lr=weight_lr, easy_phase=0.25)
     torch.testing.assert_close(head.double(), W[:, :-1], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(history[-1].double(), theta, rtol=1e-3, atol=1e-4)
 
 
 def test_weights_find_the_weak_model_that_is_right(npz):
     flags = "--seeds 0 --weight-lr 0.03 --lr 0.03 --epochs 10 --batch-size 16".split()
-    [row] = raven.main(["--task", npz, *flags])
+    [row] = run_script(raven, "--task", npz, *flags)
     assert row["weak"].index(max(row["weak"])) == 2 == row["weights"].index(max(row["weights"]))
     assert row["student"] > max(row["weak"])

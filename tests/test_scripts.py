@@ -7,6 +7,9 @@ import subprocess
 import pytest
 from conftest import METHODS, ROOT
 
+import data
+import report
+
 FAKE = """#!/usr/bin/env bash
 echo "$0 $*" >> "$LOG"
 case "$*" in
@@ -92,60 +95,55 @@ def test_an_interpreter_that_does_not_exist_is_refused(folder):
     assert result.returncode == 1 and "/no/such/python" in result.stderr and not calls
 
 
-def test_run_all_runs_every_method_once_per_supervision_and_summarizes(folder):
+SEVERITIES = "--task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2"
+AUTHORS = {"glyphs-distill": "0.5 0", "glyphs-noisy-symmetric-0.2": "0.5 0.25", "glyphs-transfer": "4 0"}
+
+
+def test_run_all_runs_every_method_on_all_default_tasks_and_reports(folder):
     result, calls = call(folder, "run_all.sh", OUT="elsewhere")
     assert result.returncode == 0, result.stderr
-    runs = [line.split(" ", 1)[1].split("python ")[-1] for line in calls if "methods/" in line]
+    runs = [line.split("methods/")[1] for line in calls if "methods/" in line]
+    assert len(runs) == len(set(runs)) and all(run.endswith(" --out elsewhere") for run in runs)
     for method in METHODS:
-        own = [line for line in runs if line.startswith(f"methods/{method}.py ")]
-        supervised = '"--supervision"' in (ROOT / "methods" / f"{method}.py").read_text()
-        assert len(own) == len(set(own)) == (4 if supervised else 2)
-        assert all(line.endswith("--out elsewhere") for line in own)
-        assert any("--task" not in line for line in own)  # the default tasks, all that are embedded
-    assert calls[-1].endswith("summarize.py elsewhere") and not any("raven_dpo" in line for line in calls)
+        for given in ("", " --supervision mean") if method != "raven" else ("",):
+            own = f"{method}.py{given}"
+            if own == "naive.py":  # by kinds, as it computes what all share
+                tasks = " ".join(run for run in runs if run.startswith("naive.py --task")).split()
+                assert set(data.EMBEDDED) < set(tasks)
+            else:
+                assert f"{own} --out elsewhere" in runs
+            assert f"{own} {SEVERITIES} --out elsewhere" in runs
+    assert calls[-1].endswith("report.py elsewhere") and not any("raven_dpo" in run for run in runs)
 
 
 def test_run_all_alignment_trains_a_policy_on_each_kind_of_preferences(folder):
-    result, calls = call(folder, "run_all.sh", "alignment", OUT="elsewhere")
-    assert result.returncode == 0, result.stderr
-    runs = [line.split("methods/raven_dpo.py ")[1] for line in calls if "methods/" in line]
+    _, calls = call(folder, "run_all.sh", "alignment")
+    runs = {line.split("methods/raven_dpo.py ")[1] for line in calls if "methods/" in line}
     flags = ["one", "mean", "gold", "raven", "raven --weight-lr 0", "raven --form code"]
-    assert runs == [f"--supervision {each} --out elsewhere" for each in flags]
-    assert calls[-1].endswith("summarize_alignment.py elsewhere")
+    assert runs == {f"--supervision {each} --out runs" for each in flags}
 
 
 def test_run_all_settings_runs_every_setting_with_every_method_and_control(folder):
-    result, calls = call(folder, "run_all.sh", "settings", OUT="some where")
-    assert result.returncode == 0, result.stderr
-    runs = [line.split("methods/")[1].split() for line in calls if "methods/" in line]
-    done = {}
-    for words in runs:
-        flags = {word: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
-        start = words.index("--task") + 1
-        length = next((i for i, word in enumerate(words[start:]) if word.startswith("--")), len(words))
-        assert words[words.index("--seeds") + 1 :][:3] == ["0", "1", "2"] and flags["--out"] == "some"
-        for task in words[start : start + length]:
-            own = done.setdefault(task, {})
-            assert (column := flags.get("--beta", words[0])) not in own
-            own[column] = flags.get("--temperature", "8"), flags.get("--beta-ramp", ".5")
-    assert len(done) == 8 and all(len(own) == 2 + 5 for own in done.values())
-    betas = {task: {own[beta] for beta in own if not beta.endswith(".py")} for task, own in done.items()}
-    authors = {"glyphs-distill": ("0.5", "0"), "glyphs-noisy": ("0.5", "0.25")}
-    authors |= {"glyphs-fewshot": ("8", "0.25"), "glyphs-transfer": ("4", "0")}
-    for task, found in betas.items():
-        assert found == {next((own for name, own in authors.items() if task.startswith(name)), ("8", ".5"))}
-    assert calls[-1].endswith("summarize_settings.py some where")
-    assert all("--out some where" in line for line in calls if "methods/" in line)
+    _, calls = call(folder, "run_all.sh", "settings", OUT="some where")
+    runs = [line.split("methods/")[1] for line in calls if "methods/" in line]
+    for task in [*AUTHORS, "glyphs-noisy-asymmetric-0.4", "glyphs-fewshot", *report.LABEL_FREE]:
+        own = [run for run in runs if task in run.split()]
+        betas = sorted(run.split("--beta ")[1].split()[0] for run in own if "--beta " in run)
+        assert betas == ["adaptive", "half", "one", "select", "swapped"] and len(own) == 7
+        for run in own:
+            assert "--seeds 0 1 2" in run and run.endswith("--out some where")
+            if task in AUTHORS and "--beta " in run:
+                temperature, ramp = AUTHORS[task].split()
+                assert f"--temperature {temperature} --beta-ramp {ramp} " in run
     assert call(folder, "run_all.sh", "settings", FAILS="half")[0].returncode != 0
 
 
 def test_run_all_cifar100_runs_the_three_methods_with_the_settings_of_the_authors(folder):
-    result, calls = call(folder, "run_all.sh", "cifar100")
-    runs = [line.split("methods/")[1] for line in calls if "methods/" in line]
-    methods = ["naive.py", "confidence.py", "adaptive_confidence.py"]
-    assert [run.split()[0] for run in runs] == methods
-    assert all("--task cifar100-distill " in run for run in runs)
-    assert "--temperature 0.5 --beta-ramp 0 " in runs[2] and calls[-1].endswith("summarize_settings.py runs")
+    _, calls = call(folder, "run_all.sh", "cifar100")
+    runs = sorted(line.split("methods/")[1] for line in calls if "methods/" in line)
+    given = "--task cifar100-distill"
+    adaptive = f"adaptive_confidence.py {given} --temperature 0.5 --beta-ramp 0 --out runs"
+    assert runs == [adaptive, f"confidence.py {given} --out runs", f"naive.py {given} --out runs"]
 
 
 def test_run_all_refuses_other_words(folder):

@@ -8,15 +8,20 @@
                           helpfulness. The truth: harmlessness, as far as labelled pairs teach it.
 
 A policy is a module with tokens (N, L) -> logits (N, L, vocabulary), the methods `prompt_ids`, `write` and
-`decode`, and `read_batch` and `write_batch`, how many sequences it reads or writes at a time. Sequences are
-padded on the right, where no real token of a causal model sees it, and `response` marks the tokens that are
-the policy's own: padding never counts.
+`decode`, and the numbers `end` (of the token after a response), `longest` (response, in tokens), `read_batch`
+and `write_batch` (sequences that it reads or writes at a time). Sequences are padded on the right, where no
+real token of a causal model sees it, and `response` marks the tokens that are the policy's own: padding never
+counts.
 """
 
+import copy
+import json
+import math
 import random
 import re
+import time
 from collections.abc import Callable
-from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -27,17 +32,13 @@ from tqdm import tqdm
 import data
 import models
 import store
-import text
-import training
+from tasks import text
 
 TASKS = ["reviews-dpo", "hh-helpful-harmless"]
 NUM_TEST, NUM_VAL = 600, 280  # prompts; of reviews-dpo 2,000 are left for training
 SOURCE_PAIRS = 200  # of its own domain, labelled, for each reward model of reviews-dpo
-# Of sampling for the scores, the same in every run; far from the seeds of runs, which sample the pairs.
-SCORE_SEEDS = {
-    "val": {"before": 1_000_001, "after": 1_000_002},
-    "test": {"before": 1_000_003, "after": 1_000_004},
-}
+# Of sampling for the scores, before and after training: far from the seeds of runs, which sample the pairs.
+SCORE_SEEDS = {"val": (1_000_001, 1_000_002), "test": (1_000_003, 1_000_004)}
 
 
 class Sequences(NamedTuple):
@@ -60,39 +61,31 @@ class Alignment(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """N held-out prompts with the responses of a policy."""
+    """What a policy writes for N held-out prompts."""
 
-    prompts: list[str]
     texts: list[str]
     sequences: Sequences
     gold: torch.Tensor  # (N,)
     well_formed: torch.Tensor  # (N,) bool
 
 
-def prepare(task: str, seed: int, data_dir, device, encoder_steps: int, policy: str | None) -> Alignment:
-    """The seed draws the pairs and what the reward models learn from. Raises data.InputError."""
-    if task == "reviews-dpo":
-        if policy or data_dir:
-            raise data.InputError(f"{task} has a policy of its own and no files: no --policy, no --data-dir")
-        return reviews(seed, device, encoder_steps)
-    if not policy:
-        raise data.InputError(f"{task} needs a Hugging Face causal model: --policy NAME or folder")
-    return dialogues(seed, data_dir, device, locate(policy))
+def resolve(task: str) -> data.Known:
+    """Raises data.InputError on a task that is not known."""
+    if task not in TASKS:
+        raise data.InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    return data.Known(task, None, {})
 
 
-def locate(policy: str) -> str:
-    """A folder by its whole path, any other name as it is."""
-    return str(Path(policy).resolve()) if Path(policy).is_dir() else policy
-
-
-def name(policy: str | None) -> str | None:
-    """How a row names a policy of the user's."""
-    return policy and data.row_name(locate(policy))
-
-
-def code_hash(method_file: str | Path) -> str:
-    """Names the code that a row comes from, this file among it."""
-    return f"{store.code_hash(method_file)}-{store.code_hash(__file__)}"
+def prepare(name: str, args) -> Alignment:
+    """args: the flags, and a seed, which draws the pairs and what the reward models learn from. Raises
+    data.InputError."""
+    if name == "reviews-dpo":
+        if args.policy or args.data_dir:
+            raise data.InputError(f"{name} has a policy of its own and no files: no --policy, no --data-dir")
+        return reviews(args.seed, args.device, args.encoder_steps)
+    if not args.policy:
+        raise data.InputError(f"{name} needs a Hugging Face causal model: --policy NAME or folder")
+    return dialogues(args.seed, args.data_dir, args.device, args.policy)
 
 
 # ------------------------------------------------------------------------------------------------- sequences
@@ -113,21 +106,84 @@ def sample(policy: nn.Module, prompts: list[str], seed: int) -> Sequences:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(ids), policy.write_batch), "sampling", disable=None, leave=False):
-            responses += policy.write(ids[start : start + policy.write_batch])
+            written = [row[: policy.longest] for row in policy.write(ids[start : start + policy.write_batch])]
+            responses += [row[: (row + [policy.end]).index(policy.end) + 1] for row in written]
     return collate(ids, responses)
-
-
-def respond(policy: nn.Module, task: Alignment, split: str, when: str) -> Responses:
-    """What the policy writes for the "val" or "test" prompts, "before" or "after" training, and its worth."""
-    prompts = task.prompts[split]
-    sequences = sample(policy, prompts, SCORE_SEEDS[split][when])
-    responses = texts(policy, sequences)
-    return Responses(prompts, responses, sequences, *task.judge(prompts, responses))
 
 
 def texts(policy: nn.Module, sequences: Sequences) -> list[str]:
     """The N responses in words."""
     return [policy.decode(row[own].tolist()) for row, own in zip(sequences.tokens, sequences.response)]
+
+
+def respond(policy: nn.Module, task: Alignment, split: str, trained: bool) -> Responses:
+    """What the policy, trained or not, writes for the "val" or "test" prompts, and its worth."""
+    prompts = task.prompts[split]
+    sequences = sample(policy, prompts, SCORE_SEEDS[split][trained])
+    responses = texts(policy, sequences)
+    return Responses(responses, sequences, *task.judge(prompts, responses))
+
+
+def token_kl(logits: torch.Tensor, reference_logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """KL(pi || ref) of the next token, in nats, at each of the K tokens of responses that pi has written.
+
+    logits of pi and of ref (N, L, V), response bool (N, L) -> (K,)."""
+    own = (each[:, :-1][response[:, 1:]] for each in (logits, reference_logits))
+    log_p, log_q = (each.to(torch.promote_types(each.dtype, torch.float32)).log_softmax(-1) for each in own)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@torch.no_grad()
+def score(task: Alignment, policy: nn.Module, before: Responses, split: str) -> dict:
+    """The figures of a row, of n held-out prompts. A win is a higher gold reward than before, a tie half a
+    win; win_interval is the half-width of its 95 % interval over prompts. kl is in nats per token, the mean
+    over the tokens that the trained policy wrote."""
+    after, figures = respond(policy, task, split, True), {"n_test": len(before.texts)}
+    for suffix, responses in (("_before", before), ("", after)):
+        figures["gold_reward" + suffix] = responses.gold.double().mean().item()
+        figures["length" + suffix] = responses.sequences.response.double().sum(1).mean().item()  # in tokens
+        figures["well_formed" + suffix] = responses.well_formed.double().mean().item()
+    wins = (after.gold > before.gold).double() + 0.5 * (after.gold == before.gold)
+    figures |= {"win_rate": wins.mean().item(), "win_interval": 1.96 * wins.std().item() / len(wins) ** 0.5}
+    batches = zip(*(part.to(task.rewards.device).split(policy.read_batch) for part in after.sequences))
+    kl = [token_kl(policy(tokens), task.policy(tokens), response) for tokens, response in batches]
+    keys = ("prompt", "before", "after", "gold_before", "gold_after")
+    samples = zip(task.prompts[split], before.texts, after.texts, before.gold.tolist(), after.gold.tolist())
+    samples = [dict(zip(keys, sample)) for sample in samples][:3]
+    return figures | {"kl": torch.cat(kl).double().mean().item(), "samples": samples}
+
+
+def report(task: Alignment, args, identity: dict, train: Callable, own: dict, easy: torch.Tensor) -> None:
+    """Trains a policy, or with --supervision one three, scores, prints and saves the row. `train` is a
+    train_policy, `own` are its own arguments; easy bool (N,): pairs that all reward models rank alike."""
+    rewards, gold = task.rewards, task.gold[..., None]
+    judges = {"one": rewards.split(1, -1), "mean": [rewards.mean(-1, keepdim=True)]}
+    judges |= {"raven": [rewards], "gold": [gold]}
+    before, results = {split: respond(task.policy, task, split, False) for split in SCORE_SEEDS}, []
+    for judge in judges[args.supervision]:
+        policy, begun = copy.deepcopy(task.policy), time.perf_counter()
+        lr = args.ceiling_lr if args.supervision == "gold" else args.lr
+        optimizer = torch.optim.Adam(policy.parameters(), lr)
+        steps = args.epochs * math.ceil(len(judge) / args.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        recipe = (args.epochs, optimizer, schedule, args.batch_size, args.seed)
+        history = train(policy, task.pairs, judge, *recipe, **own)
+        seconds = round(time.perf_counter() - begun, 2)
+        if not all(weight.isfinite().all() for weight in policy.parameters()):
+            raise data.InputError("training diverged: lower --lr")
+        result = {"weights": history[-1]["weights"], "history": history, "seconds": seconds}
+        result["val"] = score(task, policy, before["val"], "val")["win_rate"]
+        results.append(score(task, policy, before["test"], "test") | result)
+    correct = (rewards.argmax(1) == gold.argmax(1))[task.gold[:, 0] != task.gold[:, 1]].double()  # no ties
+    row = {"kind": "policy", "setting": None, "reward_models": task.reward_models}
+    row |= {"reward_accuracy": correct.mean(0).tolist(), "n_pairs": len(correct)}
+    row |= {"easy_fraction": easy.double().mean().item()}
+    # What chance makes of no training.
+    row |= {"win_rate_before": score(task, task.policy, before["test"], "test")["win_rate"]}
+    if len(results) > 1:
+        figures = [key for key, value in results[0].items() if isinstance(value, int | float)]
+        results = [{key: mean(each[key] for each in results) for key in figures} | {"policies": results}]
+    print(json.dumps(store.save_row(args.out, identity, row | results[0])), flush=True)
 
 
 # ----------------------------------------------------------------------------- reviews: prompts, gold reward
@@ -162,8 +218,7 @@ def written(prompt: str, rng: random.Random) -> str:
     response = text.review([PLACES[product]], rng)[0].split(" : ")[1]
     first, joint, others = re.split(JOINT, response, maxsplit=1)
     refused, said, _ = re.fullmatch(STATEMENT, first).groups()
-    granted = (said in place.praise + text.PRAISE) != bool(refused)
-    if not granted:
+    if (said in place.praise + text.PRAISE) == bool(refused):  # not granted
         negation = [] if negation else [rng.choice(text.NEGATIONS)]
     return " ".join([*negation, word, aspect, joint, others])
 
@@ -174,10 +229,8 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
     A statement counts 1 if it is well-formed and in favour of the product, else -1, as does each that is
     missing of seven; the reward is their mean. A well-formed statement is on an aspect of the product in a
     word of its domain, the first on the asked aspect in the word of the wish, and "and" or "but" before it is
-    in its place.
-    """
-    product, *_, wish, _ = prompt.split()
-    asked = prompt.split()[1]
+    in its place."""
+    product, asked, *_, wish, _ = prompt.split()
     place = text.DOMAINS[PLACES[product]]
     praise, blame = place.praise + text.PRAISE, place.blame + text.BLAME
     first, *others = re.split(JOINT, response.removesuffix(" ."))
@@ -204,10 +257,10 @@ def judge_reviews(prompts: list[str], responses: list[str]) -> tuple[torch.Tenso
 
 
 class ReviewPolicy(nn.Module):
-    """The causal transformer of text.py."""
+    """The causal transformer of tasks/text.py."""
 
-    read_batch, write_batch = 300, 600  # sequences at a time
-    longest = 40  # tokens of a response; a well-formed one has up to 29
+    read_batch, write_batch = 300, 600
+    end, longest = text.END, 40  # a well-formed response has up to 29 tokens
 
     def __init__(self):
         super().__init__()
@@ -235,9 +288,7 @@ class ReviewPolicy(nn.Module):
             ended = ended | (tokens[-1] == text.END)
             if ended.all():
                 break
-        rows = torch.stack(tokens, 1).tolist()
-        rows = [row[len(own) :][: self.longest] for row, own in zip(rows, prompts)]
-        return [row[: row.index(text.END) + 1] if text.END in row else row for row in rows]
+        return [row[len(own) :] for row, own in zip(torch.stack(tokens, 1).tolist(), prompts)]
 
     def next(self, tokens, position, past):
         """One token each (N,), and the keys and values of those before, to which it adds -> logits (N, V)."""
@@ -251,17 +302,16 @@ class ReviewPolicy(nn.Module):
         return network.head(x)
 
 
-def fine_tune(steps: int, device: str, code: str) -> dict[str, torch.Tensor]:
+def fine_tune(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the policy before alignment: the pretrained transformer, after reading prompts with reviews,
-    of all domains and in any mood, without the held-out prompts. `code` is for the name in the cache only."""
+    of all domains and in any mood, without the held-out prompts."""
     policy, rng = ReviewPolicy().to(device), random.Random("fine-tuning")
-    weights = store.cached("transformer", models.pretrain_transformer, steps=steps, device=device)
-    policy.network.load_state_dict(weights)
+    policy.network.load_state_dict(models.pretrained("transformer", steps, device))
     chosen = rng.choices(all_prompts(text.SOURCE) + target_prompts()["train"], k=steps * 3 // 2 * 32)
     tokens = text.encode([f"{prompt} {written(prompt, rng)}" for prompt in chosen]).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
     recipe = {"epochs": 1, "lr": 3e-3, "batch_size": 32, "seed": 0}
-    training.fit(policy.network, tokens[:, :-1], following, progress="fine-tuning on prompts", **recipe)
+    models.fit(policy.network, tokens[:, :-1], following, progress="fine-tuning on prompts", **recipe)
     return policy.state_dict()
 
 
@@ -277,42 +327,29 @@ def reward_model(domain: str, seed: int, device: str) -> Callable:
             y.append(int(b > a))
     model = text.BagOfWords(models.flat(pairs), False, 2, pairs=True).to(device)
     x = models.unflat(model.encode(models.flat(pairs)), True).to(device)
-    training.fit(model, x, torch.tensor(y, device=device), epochs=20, lr=3e-3, batch_size=16, seed=seed)
-    return lambda responses: training.predict(model.bag, model.encode(responses).to(device))[:, 0]
+    models.fit(model, x, torch.tensor(y, device=device), epochs=20, lr=3e-3, batch_size=16, seed=seed)
+    return lambda responses: models.predict(model.bag, model.encode(responses).to(device))[:, 0]
 
 
-def sample_pairs(seed: int, steps: int, device: str, code: str) -> dict[str, torch.Tensor]:
-    """Two responses of the policy to each training prompt, and what the reward models and the truth say."""
-    policy = review_policy(steps, device)
+def sample_pairs(policy: ReviewPolicy, seed: int, device: str) -> list[torch.Tensor]:
+    """Two responses of the policy to each training prompt, and what the reward models and the truth say:
+    tokens and response (N, 2, L), rewards (N, 2, M), gold (N, 2)."""
     both = [prompt for prompt in target_prompts()["train"] for _ in range(2)]
     sequences = sample(policy, both, seed)
     responses = texts(policy, sequences)
     rewards = [reward_model(domain, seed, device)(responses).cpu() for domain in text.SOURCE]
-    gold = judge_reviews(both, responses)[0]
-    found = {"tokens": sequences.tokens, "response": sequences.response, "gold": gold}
-    found["rewards"] = torch.stack(rewards, dim=1)
-    return {key: value.unflatten(0, (-1, 2)) for key, value in found.items()}
-
-
-def review_policy(steps: int, device: str) -> ReviewPolicy:
-    policy, code = ReviewPolicy(), store.code_hash(__file__)
-    policy.load_state_dict(store.cached("policy", fine_tune, steps=steps, device=device, code=code))
-    return policy.to(device).eval()
+    found = (*sequences, torch.stack(rewards, dim=1), judge_reviews(both, responses)[0])
+    return [each.unflatten(0, (-1, 2)) for each in found]
 
 
 def reviews(seed: int, device: str, steps: int) -> Alignment:
-    code = store.code_hash(__file__)
-    found = store.cached("pairs", sample_pairs, seed=seed, steps=steps, device=device, code=code)
-    found = {key: value.to(device) for key, value in found.items()}
-    return Alignment(
-        policy=review_policy(steps, device),
-        pairs=Sequences(found["tokens"], found["response"]),
-        rewards=found["rewards"],
-        gold=found["gold"],
-        reward_models=text.SOURCE,
-        prompts={split: target_prompts()[split] for split in ("val", "test")},
-        judge=judge_reviews,
-    )
+    policy, key = ReviewPolicy(), {"steps": steps, "device": device}
+    policy.load_state_dict(store.cached("policy", lambda: fine_tune(steps, device), **key))
+    policy.to(device).eval()
+    found = store.cached("pairs", lambda: sample_pairs(policy, seed, device), seed=seed, **key)
+    *pairs, rewards, gold = (each.to(device) for each in found)
+    held_out = {split: target_prompts()[split] for split in ("val", "test")}
+    return Alignment(policy, Sequences(*pairs), rewards, gold, text.SOURCE, held_out, judge_reviews)
 
 
 # --------------------------------------------------------------------------- dialogues: any causal model
@@ -334,11 +371,9 @@ class PretrainedPolicy(nn.Module):
         self.end = self.tokenizer.eos_token_id
         if self.end is None:
             raise ValueError("its tokenizer has no end of text")
-        if (
-            getattr(self.model.config, "max_position_embeddings", 1 << 20)
-            < self.longest_prompt + self.longest
-        ):
-            raise ValueError(f"it reads fewer than {self.longest_prompt + self.longest} tokens")
+        length = self.longest_prompt + self.longest
+        if getattr(self.model.config, "max_position_embeddings", length) < length:
+            raise ValueError(f"it reads fewer than {length} tokens")
         # A checkpoint's own may bring repetition penalties and the like: samples of another distribution.
         self.model.generation_config = GenerationConfig()
 
@@ -367,8 +402,7 @@ class PretrainedPolicy(nn.Module):
         plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         ends = {"max_new_tokens": self.longest, "eos_token_id": self.end, "pad_token_id": self.end}
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            rows = self.model.generate(padded, attention_mask=real, **plain, **ends)[:, longest:].tolist()
-        return [row[: row.index(self.end) + 1] if self.end in row else row for row in rows]
+            return self.model.generate(padded, attention_mask=real, **plain, **ends)[:, longest:].tolist()
 
 
 def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: str) -> Callable:
@@ -377,22 +411,20 @@ def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: st
     std, mean = torch.std_mean(features.flatten(0, 1), dim=0)
     x, heads = ((features - mean) / (std + 1e-6)).to(device), []
     for y in targets:
-        head = models.LinearHeads(x.shape[-1], 2, 1, pairs=True).to(device)
-        recipe = {"epochs": 20, "lr": 1e-3, "batch_size": 128, "seed": 0}
-        training.fit(nn.Sequential(head, nn.Flatten(1)), x[: len(y)], y.to(device), **recipe)
-        heads.append(head.linear.requires_grad_(False).cpu())
+        head = models.LinearHead(x.shape[-1], 2, pairs=True).to(device)
+        models.fit(head, x[: len(y)], y.to(device), epochs=20, lr=1e-3, batch_size=128, seed=0)
+        heads.append(head.requires_grad_(False).cpu())
     return lambda features: torch.cat([head((features - mean) / (std + 1e-6)) for head in heads], dim=1)
 
 
-def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
+def dialogues(seed: int, folder, device: str, name: str) -> Alignment:
     """HH-RLHF. The reward models are heads on the policy's own frozen features, trained on pairs that say
     which answer is the more helpful: all of them; with 30 % of the labels replaced; a quarter. The pairs to
     train the policy on are the data set's; the truth about them is its labels. A new response is judged by
     one more such head, trained on the target's labels: it shares its features, and so their errors, with
     the reward models. The policy should know how to answer: a base model goes on to write the next
-    question, and only what is before that is judged.
-    """
-    task = data.load("hh-helpful-harmless", seed, data_dir)
+    question, and only what is before that is judged."""
+    task = data.load("hh-helpful-harmless", seed, folder)
     try:
         policy = PretrainedPolicy(name).to(device)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -400,7 +432,7 @@ def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
         raise data.InputError(f"cannot use --policy {name}: {reason}") from error
 
     def features(split):
-        return models.unflat(models.pretrained_features(name, models.flat(split.x), device), True)
+        return models.unflat(models.read(name, models.flat(split.x), device), True)
 
     y, own = task.weak_train.y, features(task.strong_train)
     noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(seed))
@@ -408,28 +440,20 @@ def dialogues(seed: int, data_dir, device: str, name: str) -> Alignment:
     truth = reward_heads(own, [task.strong_train.y], device)
 
     def parts(dialogue):  # "...\n\nAssistant:" and what follows
-        prompt, _, response = dialogue.rpartition("\n\nAssistant:")
-        return f"{prompt}\n\nAssistant:", response
+        prompt, mark, response = dialogue.rpartition("\n\nAssistant:")
+        return prompt + mark, response
 
     def judge(prompts, responses):
         answers = [response.partition("\n\nHuman:")[0].strip() for response in responses]
         whole = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers)]
-        return truth(text.pretrained_features(name, whole, device))[:, 0], torch.tensor(
-            list(map(bool, answers))
-        )
+        worth = truth(text.pretrained_features(name, whole, device))[:, 0]
+        return worth, torch.tensor([answer != "" for answer in answers])
 
     asked, answers = zip(*map(parts, models.flat(task.strong_train.x)))
     pairs = collate(list(map(policy.prompt_ids, asked)), list(map(policy.response_ids, asked, answers)))
-    held_out = {
-        split: list(dict.fromkeys(parts(pair[0])[0] for pair in getattr(task, split).x))[:size]
-        for split, size in (("val", NUM_VAL), ("test", NUM_TEST))
-    }
-    return Alignment(
-        policy=policy,
-        pairs=Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs)),
-        rewards=reward(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device),
-        gold=F.one_hot(task.strong_train.y, 2).float().to(device),
-        reward_models=["all", "noisy", "few"],
-        prompts=held_out,
-        judge=judge,
-    )
+    held_out = [dict.fromkeys(parts(first)[0] for first, _ in split.x) for split in (task.val, task.test)]
+    held_out = {"val": list(held_out[0])[:NUM_VAL], "test": list(held_out[1])[:NUM_TEST]}
+    pairs = Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs))
+    rewards = reward(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device)
+    gold = F.one_hot(task.strong_train.y, 2).float().to(device)
+    return Alignment(policy, pairs, rewards, gold, ["all", "noisy", "few"], held_out, judge)

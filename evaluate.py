@@ -1,0 +1,285 @@
+"""What the scripts in methods/ share below their dashed line: flags, tasks and seeds, ceiling, scores, rows.
+
+    for problem in evaluate.problems(parser, argv):           a task at a seed that has no row yet
+        for weak_probs in evaluate.supervisors(problem):      what each student learns from
+            student, training = evaluate.start(problem, weak_probs)
+            ...
+        evaluate.report(problem, students)                    scores them, prints and saves the row
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+import torch
+
+import data
+import models
+import store
+from tasks import labelled
+
+DEFAULT_SEEDS = [0, 1, 2, 3, 4]
+
+
+class Problem(NamedTuple):
+    """A task at a seed, as a method meets it."""
+
+    task: data.Task  # supervised: features and weak labels
+    args: argparse.Namespace  # the flags, where none is given those of the task's recipe
+    identity: dict  # of its row
+    compiled: bool  # whether losses are compiled
+    begun: float  # time.perf_counter() when it was handed out
+
+
+# ------------------------------------------------------------------------------------------------------ flags
+
+
+def number(kind: type, low: float, high: float = 2**31 - 1):
+    """An argparse type: a number of that kind in [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
+        return value
+
+    return parse
+
+
+def pick_device(name: str) -> str:
+    """CUDA if there is any for "auto", else the CPU. Raises InputError on a device that is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def pick_text_encoder(name: str) -> str:
+    """A Hugging Face name or folder. Raises InputError without transformers."""
+    if not importlib.util.find_spec("transformers"):
+        raise data.InputError(f"{name} needs the package transformers: pip install transformers")
+    return name
+
+
+def flags(file: str, about: str) -> argparse.ArgumentParser:
+    """The flags of every script, whose file and docstring are given."""
+    parser = argparse.ArgumentParser(
+        prog=Path(file).name,
+        usage=argparse.SUPPRESS,  # else an error would print it before its one line
+        description=about.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--task", nargs="+", default=data.EMBEDDED, help="see data.py")
+    add("--seeds", nargs="+", type=number(int, 0), default=DEFAULT_SEEDS, help="a row per task and seed")
+    add("--data-dir", help="folder of a real data set; digits, CIFAR-100 and HH-RLHF are else downloaded")
+    add("--device", type=pick_device, default="auto", help="auto: CUDA if there is any, else cpu")
+    add("--compile", choices=["auto", "on", "off"], default="auto", help="the loss; auto: with CUDA")
+    add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
+    add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
+    add("--text-encoder", type=pick_text_encoder, help="Hugging Face name or folder, for text tasks")
+    # Where these are not given, the task decides: data.HEAD, tasks/labelled.py.
+    add("--epochs", type=number(int, 1), help="of student and ceiling (linear heads: 20)")
+    add("--lr", type=number(float, 0), help="of the student (linear heads: 3e-5)")
+    add("--ceiling-lr", type=number(float, 0), help="true labels bear more (linear heads: 1e-3)")
+    add("--batch-size", type=number(int, 1), help="the papers' value for linear heads: 128")
+    return parser
+
+
+def run(main) -> None:
+    """main(); where the user's input is at fault, one line on stderr and exit status 2."""
+    try:
+        main()
+    except (data.InputError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# -------------------------------------------------------------------------------------------- tasks and seeds
+
+
+def missing(parser, argv, resolve=data.resolve):
+    """(known task, args, identity) of each task and seed that has no row; rows that are there are printed.
+
+    The identity names only the flags that differ from the defaults and from the task's recipe."""
+    args = parser.parse_args(argv)
+    elsewhere = ("task", "seeds", "data_dir", "out", "device")
+    known = [resolve(name) for name in args.task]  # a typing error is found before any work
+    Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
+    for each in known:
+        usual = vars(parser.parse_args([])) | each.recipe
+        own = usual | {key: value for key, value in vars(args).items() if value is not None}  # as given
+        given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
+        for seed in args.seeds:
+            method = Path(parser.prog).stem
+            identity = store.identity(method, each.name, seed, args.data_dir, args.device, given)
+            if row := store.find_row(args.out, identity):
+                print(json.dumps(row), flush=True)
+            else:
+                yield each, argparse.Namespace(**own | {"seed": seed}), identity
+
+
+def compile_wanted(args) -> bool:
+    return args.compile == "on" or (args.compile == "auto" and args.device.startswith("cuda"))
+
+
+def problems(parser, argv=None):
+    """A Problem for each task and seed that has no row yet."""
+    for known, args, identity in missing(parser, argv):
+        given = (args.data_dir, args.device, args.encoder_steps, args.text_encoder)
+        task = models.supervise(known, args.seed, *given)
+        yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
+    """What each of S students learns from, (N, C) each: the labels of every weak model, or their mean."""
+    weak_probs = getattr(problem.task, split).weak_probs
+    return list(weak_probs.unbind(1)) if problem.args.supervision == "each" else [weak_probs.mean(1)]
+
+
+def start(problem: Problem, weak_probs: torch.Tensor) -> tuple[torch.nn.Module, dict]:
+    """The seed's initial student, and what else training on weak_probs (N, C) or (N, M, C) takes."""
+    task, args = problem.task, problem.args
+    student = models.make_student(task, args.seed)
+    parts = [task.strong_train.x, weak_probs, task.strong_train.labels]
+    parts = [part for part in parts if part is not None]
+    batches = models.Batches(parts, args.batch_size, args.seed, models.make_view(task))
+    steps = args.epochs * len(batches)
+    optimizer, schedule = models.make_optimizer(args.optimizer, student, args.lr, steps, fused=True)
+    training = {"batches": batches, "epochs": args.epochs, "optimizer": optimizer, "schedule": schedule}
+    return student, training
+
+
+def loss_of(problem: Problem, loss, argnums: tuple[int, ...] = (0,)):
+    """`loss` as it is, or compiled where that is wanted."""
+    return compiled(loss, argnums) if problem.compiled else loss
+
+
+def compiled(loss, argnums: tuple[int, ...] = (0,)):
+    """The scalar function `loss`, forward and backward pass in one compiled graph: nothing between logits and
+    gradient is written to memory. Gradients reach the arguments in `argnums`. What is returned has to be the
+    root of backward, or a summand of it: backward fails if it is scaled."""
+    import torch._dynamo  # here, as it takes a second
+
+    torch._dynamo.config.recompile_limit = 64  # of all losses, tasks and sizes of a batch; beyond, it fails
+    # Recompute what lies between rather than store it, however often it is read (the usual limit is 4).
+    options = {"realize_reads_threshold": 100}
+    both = torch.func.grad_and_value(loss, argnums=argnums)
+    kernels = torch.compile(both, fullgraph=True, options=options)
+
+    class Compiled(torch.autograd.Function):
+        @staticmethod
+        def forward(context, *arguments):
+            gradients, value = kernels(*arguments)
+            context.save_for_backward(*gradients)
+            context.count = len(arguments)
+            return value
+
+        @staticmethod
+        def backward(context, of_value):
+            torch._assert_async(of_value == 1, "a compiled loss cannot be scaled")
+            found = dict(zip(argnums, context.saved_tensors))
+            return tuple(found.get(i) for i in range(context.count))
+
+    return Compiled.apply
+
+
+# ----------------------------------------------------------------------------------------------------- scores
+
+
+def accuracy(scores: torch.Tensor, y: torch.Tensor) -> float:
+    """scores (N, C), y (N,) -> share of correct argmaxes."""
+    return (scores.argmax(-1) == y).double().mean().item()
+
+
+def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
+    """Performance gap recovered, of accuracies on the same n samples (Burns et al. 2023). None where the gap
+    to recover is not above two standard errors: dividing by it would amplify noise."""
+    standard_error = math.sqrt((weak * (1 - weak) + ceiling * (1 - ceiling)) / n)
+    return (student - weak) / (ceiling - weak) if ceiling - weak > 2 * standard_error else None
+
+
+def train_ceiling(problem: Problem, targets: str = "y") -> torch.nn.Module:
+    """The same student, trained on the ground truth of strong_train, or on the "labels" handed out alone: the
+    same for all methods, and kept in the cache."""
+    task, args = problem.task, problem.args
+    student = models.make_student(task, args.seed)
+    recipe = {"epochs": args.epochs, "lr": args.ceiling_lr, "batch_size": args.batch_size}
+    recipe |= {"optimizer": args.optimizer, "seed": args.seed}
+    key = {name: problem.identity[name] for name in ("task", "data", "device")}
+    key |= {"steps": args.encoder_steps, "encoder": task.encoder, "targets": targets, "recipe": recipe}
+
+    def train():
+        y, more = getattr(task.strong_train, targets), {"view": models.make_view(task), "progress": "ceiling"}
+        return models.fit(student, task.strong_train.x, y, **recipe, **more).state_dict()
+
+    student.load_state_dict(store.cached("ceiling", train, **key))
+    return student.eval()
+
+
+def report(problem: Problem, students: list, targets: list[torch.Tensor] | None = None, **figures) -> None:
+    """Scores S trained students, prints and saves the row. targets (N, C) each: what supervised them, on the
+    test samples; by default `supervisors`. figures: the method's own.
+
+    The PGR compares the student of one weak model with that model, and the student of several with their mean
+    accuracy (RAVEN, Eq. 18). Raises InputError where training diverged."""
+    seconds = time.perf_counter() - problem.begun
+    task, (x, y, weak_probs, _) = problem.task, problem.task.test
+    scores = [models.predict(student, x) for student in students]
+    if not all(each.isfinite().all() for each in scores):
+        raise data.InputError("training diverged: lower the learning rates")
+    targets = supervisors(problem, "test") if targets is None else targets
+    ceiling = train_ceiling(problem)
+    best, own = accuracy(models.predict(ceiling, x), y), [accuracy(each, y) for each in scores]
+    weak = [accuracy(each, y) for each in weak_probs.unbind(1)]
+    teachers = weak if len(own) == len(weak) else [mean(weak)] * len(own)
+    recovered = [pgr(teacher, student, best, len(y)) for teacher, student in zip(teachers, own)]
+    agreement = [accuracy(each, target.argmax(-1)) for each, target in zip(scores, targets)]
+    row = {
+        "kind": task.kind,
+        "setting": task.setting and task.setting.name,
+        "encoder": task.encoder,
+        "weak_models": task.weak_models,
+        "weak": weak,
+        "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
+        **({"students": own} if len(own) > 1 else {}),
+        "student": mean(own),
+        "ceiling": best,
+        "pgr": None if None in recovered else mean(recovered),
+        "agreement": mean(agreement),
+        "val": mean(accuracy(models.predict(student, task.val.x), task.val.y) for student in students),
+        "n_test": len(y),
+        **figures,
+    }
+    labels = task.strong_train.labels
+    if labels is not None and not labels.equal(task.strong_train.y):  # else that is the ceiling
+        row["labels_alone"] = accuracy(models.predict(train_ceiling(problem, "labels"), x), y)
+    if task.novel:
+        networks = {"student": students[0], "ceiling": ceiling, "weak": models.load_teacher(task)}
+        row["few_shot"] = few_shot(task.novel, networks)
+    row["seconds"] = round(seconds, 2)  # of training the students
+    print(json.dumps(store.save_row(problem.args.out, problem.identity, row)), flush=True)
+
+
+def few_shot(novel: dict[str, data.Split], networks: dict) -> dict:
+    """The scores of labelled.few_shot on both parts of `novel`; all networks meet the same episodes."""
+    table = {}
+    for part, (x, y, *_) in novel.items():
+        features = {name: models.predict(network[:-1], x).cpu() for name, network in networks.items()}
+        table[part] = labelled.few_shot(y.cpu(), features, torch.Generator().manual_seed(0))
+    return table
