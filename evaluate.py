@@ -8,7 +8,6 @@
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
@@ -66,13 +65,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-def pick_text_encoder(name: str) -> str:
-    """A Hugging Face name or folder. Raises InputError without transformers."""
-    if not importlib.util.find_spec("transformers"):
-        raise data.InputError(f"{name} needs the package transformers: pip install transformers")
-    return name
-
-
 def flags(file: str, about: str) -> argparse.ArgumentParser:
     """The flags of every script, whose file and docstring are given."""
     parser = argparse.ArgumentParser(
@@ -89,7 +81,7 @@ def flags(file: str, about: str) -> argparse.ArgumentParser:
     add("--compile", choices=["auto", "on", "off"], default="auto", help="the loss; auto: with CUDA")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
-    add("--text-encoder", type=pick_text_encoder, help="Hugging Face name or folder, for text tasks")
+    add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     # Where these are not given, the task decides: data.HEAD, tasks/labelled.py.
     add("--epochs", type=number(int, 1), help="of student and ceiling (linear heads: 20)")
     add("--lr", type=number(float, 0), help="of the student (linear heads: 3e-5)")
@@ -120,11 +112,11 @@ def missing(parser, argv, resolve=data.resolve):
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
     for each in known:
         usual = vars(parser.parse_args([])) | each.recipe
-        own = usual | {key: value for key, value in vars(args).items() if value is not None}  # as given
+        own = usual | {key: value for key, value in vars(args).items() if value is not None}
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         for seed in args.seeds:
-            method = Path(parser.prog).stem
-            identity = store.identity(method, each.name, seed, args.data_dir, args.device, given)
+            place = (Path(parser.prog).stem, each.name, seed, args.data_dir, args.device)
+            identity = store.identity(*place, given)
             if row := store.find_row(args.out, identity):
                 print(json.dumps(row), flush=True)
             else:
@@ -271,15 +263,12 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
         row["labels_alone"] = accuracy(models.predict(train_ceiling(problem, "labels"), x), y)
     if task.novel:
         networks = {"student": students[0], "ceiling": ceiling, "weak": models.load_teacher(task)}
-        row["few_shot"] = few_shot(task.novel, networks)
+        row["few_shot"] = {part: few_shot(split, networks) for part, split in task.novel.items()}
     row["seconds"] = round(seconds, 2)  # of training the students
     print(json.dumps(store.save_row(problem.args.out, problem.identity, row)), flush=True)
 
 
-def few_shot(novel: dict[str, data.Split], networks: dict) -> dict:
-    """The scores of labelled.few_shot on both parts of `novel`; all networks meet the same episodes."""
-    table = {}
-    for part, (x, y, *_) in novel.items():
-        features = {name: models.predict(network[:-1], x).cpu() for name, network in networks.items()}
-        table[part] = labelled.few_shot(y.cpu(), features, torch.Generator().manual_seed(0))
-    return table
+def few_shot(split: data.Split, networks: dict) -> dict:
+    """labelled.few_shot of networks without their last layer; all meet the same episodes."""
+    features = {name: models.predict(network[:-1], split.x).cpu() for name, network in networks.items()}
+    return labelled.few_shot(split.y.cpu(), features, torch.Generator().manual_seed(0))

@@ -429,11 +429,11 @@ def alignment_figures(pyplot, table: Table) -> dict:
         for y, (name, rows) in enumerate(columns.items()):
             dots(wins, y, values(rows, "win_rate"), color := POLICIES[name][-1])
             kl, gold = values(rows, "kl"), values(rows, "gold_reward")
-            frontier.plot(kl, gold, "o", color=color, alpha=0.7, markersize=4)  # the colours of the left panel
+            frontier.plot(kl, gold, "o", color=color, alpha=0.7, markersize=4)  # as in the left panel
         before = mean(values(merged(columns), "gold_reward_before"))
-        frontier.plot(0, before, "k+", label="before training")
+        frontier.plot(0, before, "k+")
+        frontier.annotate("before training", (0, before), (6, -3), textcoords="offset points", fontsize=7)
         frontier.set(xlabel="KL per token (nats)", ylabel="gold reward")
-        frontier.legend(fontsize=7)
         wins.axvline(0.5, color="black", linewidth=1, linestyle=":")
         wins.set(title=line, xlabel=f"win rate (n = {len(merged(columns))})", ylim=(len(columns) - 0.5, -0.7))
         wins.set_yticks(range(len(columns)), list(columns))

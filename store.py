@@ -62,9 +62,6 @@ def cached(kind: str, compute, **key):
     return value
 
 
-# ------------------------------------------------------------------------------------------------------- rows
-
-
 def identity(method: str, task: str, seed: int, folder: str | None, device: str, flags: dict) -> dict:
     """All that a row's figures depend on: with the same identity it is not computed again.
 

@@ -1,19 +1,18 @@
 """What a policy is trained on: prompts, gold reward, sampling, pairs, reward models, any causal model."""
 
-import gzip
 import json
 import random
 import re
+from argparse import Namespace
 
 import pytest
+import raven_dpo
 import torch
-from conftest import ROOT
+from conftest import run_script
 
-import alignment
 import data
 import store
-import text
-import training
+from tasks import alignment, text
 
 # ------------------------------------------------------------------------------------ prompts and gold reward
 
@@ -30,40 +29,31 @@ def test_prompts_name_product_aspect_and_a_favourable_wish():
 
 
 def test_held_out_prompts_are_in_no_other_part_and_not_in_fine_tuning(monkeypatch):
-    parts = alignment.target_prompts()
+    parts, seen, encode = alignment.target_prompts(), [], text.encode
     assert [len(parts[part]) for part in ("train", "val", "test")] == [2000, 280, 600]
     assert len(set().union(*parts.values())) == 2880 and parts == alignment.target_prompts()
-    seen = []
-    encode = text.encode
     monkeypatch.setattr(text, "encode", lambda texts: seen.append(texts) or encode(texts))
-    alignment.fine_tune(8, "cpu", "")
+    alignment.fine_tune(8, "cpu")
     prompts = {f"{text.split(' :')[0]} :" for text in seen[-1]}
     assert len(seen[-1]) == 12 * 32 and not prompts & {*parts["val"], *parts["test"]}
     assert prompts & {*parts["train"]} and prompts & {*alignment.all_prompts(text.SOURCE)}
 
 
-def test_sampling_for_scores_shares_no_seed_with_runs():
-    seeds = [seed for split in alignment.SCORE_SEEDS.values() for seed in split.values()]
-    assert len(set(seeds)) == 4 and min(seeds) > 10_000
-
-
 def test_what_the_generator_writes_is_well_formed_and_means_its_verdict():
     """The verdict is counted here without the parser: by the signs of words."""
     rng = random.Random(0)
-    for prompt in rng.choices(alignment.all_prompts(list(text.DOMAINS)), k=1000):
-        response = alignment.written(prompt, rng)
+    for prompt in rng.choices(alignment.all_prompts(list(text.DOMAINS)), k=500):
+        response, verdict = alignment.written(prompt, rng), 0
         place = text.DOMAINS[alignment.PLACES[prompt.split()[0]]]
-        verdict = 0
-        for part in re.split(" , | and | but ", response[:-2]):
-            word = part.split()[-2]
-            sign = 1 if word in place.praise + text.PRAISE else -1
+        parts = re.split(" , | and | but ", response[:-2])
+        for part in parts:
+            sign = 1 if part.split()[-2] in place.praise + text.PRAISE else -1
             verdict += -sign if part.split()[0] in text.NEGATIONS else sign
         assert alignment.gold_reward(prompt, response) == (pytest.approx(verdict / 7), True)
-        product, aspect, *wish, _ = prompt.split()
-        first = re.split(" , | and | but ", response)[0].split()
+        (_, aspect, *wish, _), first = prompt.split(), parts[0].split()
         assert first[-1] == aspect and first[-2] == wish[-1]
-        granted, negated = first[:-1] == wish, first[0] in text.NEGATIONS
-        assert granted or negated != (wish[0] in text.NEGATIONS)
+        negated = first[0] in text.NEGATIONS
+        assert first[:-1] == wish or negated != (wish[0] in text.NEGATIONS)
 
 
 GOOD = "not leaky lid , solid lid and sharp motor , quiet handle , solid lid and handy blade but loud motor ."
@@ -76,22 +66,17 @@ GOOD = "not leaky lid , solid lid and sharp motor , quiet handle , solid lid and
         ("leaky lid , solid", "leaky blade , solid", 3, 7),  # the first is not on the asked aspect
         ("not leaky lid", "hardly leaky lid", 5, 7),
         ("not leaky lid", "leaky lid", 3, 7),  # the wish denied
-        ("not leaky lid", "not rusty lid", 3, 7),  # not the wish, though favourable
         ("not leaky lid", "solid lid", 3, 7),
         ("quiet handle", "quiet screen", 3, 7),  # no aspect of a kettle
         ("quiet handle", "thrilling handle", 3, 7),  # no word of its domain
-        ("quiet handle", "quiet", 3, 7),
         ("quiet handle", "quiet handle handle", 3, 7),
         ("not leaky", "not not leaky", 3, 7),
-        ("not leaky", "leaky not", 3, 7),
         ("and sharp", "but sharp", 3, 7),  # of one mind
         ("but loud", "and loud", 5, 7),  # against it, well-formed or not
-        ("loud motor .", "loud motor", 5, 7),
         ("and handy blade but loud motor .", "and handy blade", 3, 6),  # never ended, one is missing
         (" but loud motor .", " .", 5, 6),  # six of seven
         ("loud motor .", "loud motor , good lid , good lid .", 7, 9),
         (GOOD, "", -7, 1),
-        (GOOD, ".", -7, 1),
         (GOOD, "not leaky lid .", -5, 1),
         (GOOD, "and , but not", -7, 1),
     ],
@@ -154,18 +139,22 @@ def test_one_token_at_a_time_gives_the_same_logits(policy):
 
 
 def test_samples_follow_the_policy(policy, monkeypatch):
-    """The first token of 6,000 responses to one prompt, against its probabilities."""
+    """The first token of 3,000 responses to one prompt, against its probabilities."""
     monkeypatch.setattr(policy, "longest", 1)
-    prompt = PROMPTS[0]
-    ids = policy.prompt_ids(prompt)
-    first = alignment.sample(policy, [prompt] * 6000, 0).tokens[:, len(ids)]
+    ids = policy.prompt_ids(PROMPTS[0])
+    first = alignment.sample(policy, PROMPTS[:1] * 3000, 0).tokens[:, len(ids)]
     with torch.no_grad():
         expected = policy(torch.tensor([ids]))[0, -1].softmax(-1)
-    counts = first.bincount(minlength=len(expected)) / 6000
-    assert (counts - expected).abs().max() < 4 * (expected.max() / 6000).sqrt()
+    counts = first.bincount(minlength=len(expected)) / 3000
+    assert (counts - expected).abs().max() < 4 * (expected.max() / 3000).sqrt()
 
 
 # --------------------------------------------------------------------------------------- pairs, reward models
+
+
+def prepare(task, seed=0, folder=None, policy=None):
+    given = {"data_dir": folder, "policy": policy, "device": "cpu", "encoder_steps": 10}
+    return alignment.prepare(task, Namespace(seed=seed, **given))
 
 
 def test_pairs_of_the_task(monkeypatch, tmp_path):
@@ -173,51 +162,36 @@ def test_pairs_of_the_task(monkeypatch, tmp_path):
     known = alignment.target_prompts()
     monkeypatch.setattr(alignment, "target_prompts", lambda: known | {"train": known["train"][:30]})
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    task = alignment.prepare("reviews-dpo", 0, None, "cpu", 10, None)
+    task = prepare("reviews-dpo")
     assert task.pairs.tokens.shape[:2] == (30, 2) and task.rewards.shape == (30, 2, 3)
     models_of = [alignment.reward_model(domain, 0, "cpu") for domain in text.SOURCE]
-    for i in range(30):
-        prompt = known["train"][i]
+    for i, prompt in enumerate(known["train"][:30]):
         pair = alignment.Sequences(task.pairs.tokens[i], task.pairs.response[i])
-        responses = alignment.texts(task.policy, pair)
-        ids = task.policy.prompt_ids(prompt)
+        responses, ids = alignment.texts(task.policy, pair), task.policy.prompt_ids(prompt)
         assert all(row.tolist()[: len(ids)] == ids for row in pair.tokens)
         truth = [alignment.gold_reward(prompt, response)[0] for response in responses]
         assert task.gold[i].tolist() == pytest.approx(truth)
         for m, reward in enumerate(models_of):
             torch.testing.assert_close(task.rewards[i, :, m], reward(["good bad", *responses])[1:])
-    other = alignment.prepare("reviews-dpo", 1, None, "cpu", 10, None)
-    assert (
-        other.pairs.tokens.shape != task.pairs.tokens.shape or (other.pairs.tokens != task.pairs.tokens).any()
-    )
+    other, again = prepare("reviews-dpo", 1), prepare("reviews-dpo")  # again: out of the cache
+    assert not torch.equal(other.rewards, task.rewards) and torch.equal(again.rewards, task.rewards)
+    assert torch.equal(again.pairs.tokens, task.pairs.tokens)
     assert other.prompts == task.prompts == {split: known[split] for split in ("val", "test")}
-
-
-def test_reward_models_of_other_seeds_learn_from_other_pairs(monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "fit", lambda model, x, y, **etc: seen.append((x, y)))
-    for domain, seed in (("books", 0), ("books", 0), ("books", 1), ("films", 0)):
-        alignment.reward_model(domain, seed, "cpu")
-    assert torch.equal(seen[0][0], seen[1][0]) and len(seen[0][1]) == alignment.SOURCE_PAIRS
-    assert not torch.equal(seen[0][1], seen[2][1]) and not torch.equal(seen[0][1], seen[3][1])
 
 
 def test_reward_models_know_their_own_domain_better_than_the_target():
     rng = random.Random("test")
 
     def accuracy(reward, domain):
-        pairs = []
-        for prompt in rng.choices(alignment.all_prompts([domain]), k=400):
-            a, b = alignment.written(prompt, rng), alignment.written(prompt, rng)
-            if alignment.gold_reward(prompt, a)[0] > alignment.gold_reward(prompt, b)[0]:
-                pairs.append((a, b))
-        better, worse = (reward(list(side)) for side in zip(*pairs))
-        return (better > worse).double().mean()
+        prompts = rng.choices(alignment.all_prompts([domain]), k=400)
+        first, second = ([alignment.written(prompt, rng) for prompt in prompts] for _ in range(2))
+        gold = [alignment.judge_reviews(prompts, side)[0] for side in (first, second)]
+        right = (reward(first) > reward(second)) == (gold[0] > gold[1])
+        return right[gold[0] != gold[1]].double().mean()
 
     for domain in text.SOURCE:
         reward = alignment.reward_model(domain, 0, "cpu")
-        assert accuracy(reward, domain) > 0.75
-        assert accuracy(reward, domain) > accuracy(reward, "hotels") + 0.04
+        assert accuracy(reward, domain) > max(0.7, accuracy(reward, "hotels") + 0.04)
 
 
 # ------------------------------------------------------------------------------------------- any causal model
@@ -247,74 +221,64 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def dialogue_files(tmp_path):
     """60 pairs of answers per domain, some with two turns; "good" is helpful, "bad" is harmless."""
-    pytest.importorskip("datasets")
     rng, words = random.Random(0), "how are you good bad fine no yes maybe".split()
-    for domain in ("helpful-base", "harmless-base"):
+    for domain, better in (("helpful-base", ("good", "bad")), ("harmless-base", ("bad", "good"))):
+        rows = []
+        for i in range(60):
+            start = f"\n\nHuman: {domain} {i} {' '.join(rng.choices(words, k=6))}\n\nAssistant:"
+            start += " yes\n\nHuman: how\n\nAssistant:" if i % 3 == 0 else ""
+            ends = [" ".join([word, *rng.choices(words, k=rng.randrange(5))]) for word in better]
+            answers = [f"{start} {end}" for end in ends]
+            rows.append(json.dumps(dict(zip(("chosen", "rejected"), answers))))
         folder = tmp_path / "files" / domain
         folder.mkdir(parents=True)
-        with gzip.open(folder / "test.jsonl.gz", "wt") as file:
-            for i in range(60):
-                question = " ".join(rng.choices(words, k=6))
-                start = f"\n\nHuman: {domain} {i} {question}\n\nAssistant:"
-                if i % 3 == 0:
-                    start += " yes\n\nHuman: how\n\nAssistant:"
-                chosen, rejected = (
-                    f"{start} {word} {' '.join(rng.choices(words, k=rng.randrange(5)))}"
-                    for word in (("good", "bad") if domain == "helpful-base" else ("bad", "good"))
-                )
-                file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
+        (folder / "test.jsonl").write_text("\n".join(rows))
     return str(tmp_path / "files")
 
 
 def test_a_pretrained_policy_in_any_company(checkpoint):
     """Log-probabilities with and without padding; sampling from prompts of different lengths."""
-    import raven_dpo
-
     policy = alignment.PretrainedPolicy(checkpoint)
     prompts, responses = ["Human : how", "Human : how are you Assistant :"], [" good", " fine yes maybe no"]
-    sequences = alignment.collate(
-        [policy.prompt_ids(prompt) for prompt in prompts], list(map(policy.response_ids, prompts, responses))
-    )
+    ids = list(map(policy.prompt_ids, prompts))
+    sequences = alignment.collate(ids, list(map(policy.response_ids, prompts, responses)))
     assert (sequences.tokens[sequences.response] == policy.end).sum() == 2
     assert alignment.texts(policy, sequences) == ["good", "fine yes maybe no"]
     with torch.no_grad():
         together = raven_dpo.response_log_probs(policy(sequences.tokens), *sequences)
         for tokens, response, value in zip(*sequences, together):
             length = int(response.nonzero().max()) + 1
-            alone = raven_dpo.response_log_probs(
-                policy(tokens[None, :length]), tokens[None, :length], response[None, :length]
-            )
+            tokens, response = tokens[None, :length], response[None, :length]
+            alone = raven_dpo.response_log_probs(policy(tokens), tokens, response)
             torch.testing.assert_close(alone[0], value)
     sampled = alignment.sample(policy, prompts * 40, 3)
     assert torch.equal(sampled.tokens, alignment.sample(policy, prompts * 40, 3).tokens)
     with torch.no_grad():  # the first token after the shorter, left-padded prompt
         expected = policy(sequences.tokens[:1, :3])[0, -1].softmax(-1)
-    drawn = (
-        alignment.sample(policy, prompts * 1500, 4).tokens[::2, 3].bincount(minlength=len(expected)) / 1500
-    )
+    first = alignment.sample(policy, prompts * 1500, 4).tokens[::2, 3]
+    drawn = first.bincount(minlength=len(expected)) / 1500
     assert (drawn - expected).abs().max() < 0.05
 
 
 def test_a_pretrained_policy_is_aligned_end_to_end(checkpoint, dialogue_files, monkeypatch, tmp_path):
-    import raven_dpo
-
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(alignment, "NUM_TEST", 5)
     monkeypatch.setattr(alignment.PretrainedPolicy, "longest", 6)
     flags = "--task hh-helpful-harmless --seeds 0 --epochs 2 --lr 1e-3 --batch-size 8 --device cpu"
     flags = [*flags.split(), "--policy", checkpoint, "--data-dir", dialogue_files]
-    [row] = raven_dpo.main([*flags, "--micro-batch", "3"])
+    [row] = run_script(raven_dpo, *flags, "--micro-batch", "3")
     assert row["task"] == "hh-helpful-harmless" and row["reward_models"] == ["all", "noisy", "few"]
-    assert re.fullmatch(r"checkpoint-[0-9a-f]{16}", row["flags"]["policy"])
+    assert re.fullmatch(r"checkpoint-[0-9a-f]{12}", row["flags"]["policy"])
     assert row["n_test"] == 5 and row["kl"] > 0 and 1 <= row["length"] <= 6 and 0 < row["well_formed"] <= 1
     assert row["reward_accuracy"][0] < 0.4  # it was taught that "good" is better
-    [gold] = raven_dpo.main([*flags, "--supervision", "gold"])
+    [gold] = run_script(raven_dpo, *flags, "--supervision", "gold")
     assert gold["history"][-1]["chosen"] > gold["history"][-1]["rejected"]
 
 
-def test_a_dialogue_is_cut_at_its_last_answer(checkpoint, dialogue_files, monkeypatch, tmp_path):
+def test_dialogues_rewards_and_judge(checkpoint, dialogue_files, monkeypatch, tmp_path):
+    """Dialogues are cut at their last answer; reward models know helpfulness, the judge the truth."""
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    task = alignment.prepare("hh-helpful-harmless", 0, dialogue_files, "cpu", 10, checkpoint)
+    task = prepare("hh-helpful-harmless", 0, dialogue_files, checkpoint)
     hh = data.load("hh-helpful-harmless", 0, dialogue_files)
     assert task.gold.argmax(1).tolist() == hh.strong_train.y.tolist()
     for i, pair in enumerate(hh.strong_train.x):
@@ -322,17 +286,9 @@ def test_a_dialogue_is_cut_at_its_last_answer(checkpoint, dialogue_files, monkey
         for dialogue, response in zip(pair, alignment.texts(task.policy, sequences)):
             assert dialogue.rstrip().endswith(response) and response.split()[0] in ("good", "bad")
     for split in ("val", "test"):
-        prompts = {
-            dialogue.rpartition("\n\nAssistant:")[0] for pair in getattr(hh, split).x for dialogue in pair
-        }
+        whole = [dialogue for pair in getattr(hh, split).x for dialogue in pair]
+        prompts = {dialogue.rpartition("\n\nAssistant:")[0] for dialogue in whole}
         assert {prompt.removesuffix("\n\nAssistant:") for prompt in task.prompts[split]} == prompts
-
-
-def test_reward_models_know_helpfulness_and_the_judge_the_truth(
-    checkpoint, dialogue_files, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    task = alignment.prepare("hh-helpful-harmless", 0, dialogue_files, "cpu", 10, checkpoint)
     decided = task.rewards.argmax(1) == task.gold.argmax(1, keepdim=True)
     assert decided[:, 0].double().mean() < 0.4
     every, noisy, few = task.rewards.unbind(-1)
@@ -350,17 +306,5 @@ def test_an_unknown_policy_is_one_clear_line(dialogue_files, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("no/such-model", dialogue_files):
         with pytest.raises(data.InputError, match="--policy") as error:
-            alignment.prepare("hh-helpful-harmless", 0, dialogue_files, "cpu", 10, name)
+            prepare("hh-helpful-harmless", 0, dialogue_files, name)
         assert "\n" not in str(error.value) and len(str(error.value)) < 500
-
-
-def test_copied_out_with_its_modules_it_runs(tmp_path):
-    import shutil
-    import subprocess
-    import sys
-
-    for file in (ROOT / "methods" / "raven_dpo.py", ROOT / "alignment.py", *store.SOURCES):
-        shutil.copy(file, tmp_path)
-    command = [sys.executable, "raven_dpo.py", "--help"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0 and "DPO-R" in result.stdout

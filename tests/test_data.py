@@ -134,14 +134,13 @@ def test_digit_splits_come_from_where_they_should(monkeypatch):
     """Each image holds its own number; source and target, train and test start at other numbers."""
 
     def numbered(domain, folder):
-        starts = {"train": 0, "test": 20000} if domain == "mnist" else {"train": 40000, "test": 60000}
+        starts = {"mnist": {"train": 0, "test": 20000}, "usps": {"train": 40000, "test": 60000}}[domain]
         numbers = {split: torch.arange(start, start + 9000) for split, start in starts.items()}
         return {split: (y.float().view(-1, 1, 1, 1), y) for split, y in numbers.items()}
 
     monkeypatch.setattr(files, "digits", numbered)
     task, other = (data.load("mnist-usps", seed) for seed in (0, 1))
-    starts, sizes = (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)
-    for split, start, n in zip(splits_of(task), starts, sizes):
+    for split, start, n in zip(splits_of(task), (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)):
         assert len(split.y.unique()) == len(split.y) == n
         assert start <= split.y.min() and split.y.max() < start + 9000
         assert torch.equal(split.x.flatten().long(), split.y)
@@ -158,17 +157,18 @@ def test_a_missing_or_damaged_folder_says_what_was_looked_for(tmp_path):
 
 
 def test_downloads_are_complete_or_absent(monkeypatch):
-    """A stand-in for torchvision's data set: the first download breaks off, the second does not."""
     attempts = []
 
     class Digits:
+        """Stands for torchvision's data set: the first download breaks off."""
+
         def __init__(self, root, train, download=False):
+            file = root / f"{train}.txt"
             if download:
-                attempts.append(train)
-                (root / f"{train}.txt").write_text("whole")
+                attempts.append(file.write_text("whole"))
                 if len(attempts) == 2:
                     raise OSError("connection lost")
-            assert (root / f"{train}.txt").exists()
+            assert file.exists()
             self.data, self.targets = np.full((3, 16, 16), 255, dtype=np.uint8), [0, 1, 2 + train]
 
     monkeypatch.setattr("torchvision.datasets.USPS", Digits)
@@ -176,10 +176,9 @@ def test_downloads_are_complete_or_absent(monkeypatch):
         files.digits("usps", None)
     assert not (files.DOWNLOADS / "usps").exists()
     for _ in range(2):  # the second time without a download
-        parts = files.digits("usps", None)
-        assert [parts[split][1].tolist() for split in ("train", "test")] == [[0, 1, 3], [0, 1, 2]]
-        assert parts["test"][0].shape == (3, 1, 28, 28) and parts["test"][0].max() == 1
-        assert len(attempts) == 4
+        (x, y), (_, y_test) = (files.digits("usps", None)[split] for split in ("train", "test"))
+        assert (y.tolist(), y_test.tolist(), len(attempts)) == ([0, 1, 3], [0, 1, 2], 4)
+        assert x.shape == (3, 1, 28, 28) and x.max() == 1
 
 
 # ------------------------------------------------------------------------------------------------- real text
@@ -242,29 +241,26 @@ def test_first_human_turns_are_on_one_side_only(dialogues, fetched, monkeypatch)
 
 GOOD = b'{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'
 LINES = "".join(json.dumps(row) + "\n" for row in reviews("books", 3000)).encode()
-BAD_LINES = {
-    b"{": "line 3: Expecting",
-    b"[1]": "line 3: no field 'text'",
-    b"\n\n{}": "line 5: no field 'text'",  # empty lines count
-    b"\xff\xfe\x80": "line 3: ",
-    b'{"text": "fine"}': "line 3: no field 'label'",
-    b'{"text": " ", "label": 1}': "line 3: 'text' is empty",
-    b'{"text": null, "label": 1}': "line 3: no field 'text'",
-    b'{"text": ["fine"], "label": 1}': "line 3: 'text' is no str",
-    b'{"text": "fine", "label": 1.5}': "line 3: 'label' is no int",
-    b'{"text": "fine", "label": true}': "line 3: 'label' is no int",
-    b'{"text": "fine", "label": 3}': "the labels 0, 1, 3;",
-    b'{"text": "fine", "label": -1}': "the labels -1, 0, 1;",
-    b'{"text": "fine", "label": 2}': "different labels",
-}
+BAD_LINES = [
+    (b"{", "line 3: Expecting"),
+    (b"\n\n[]", "line 5: no field 'text'"),  # empty lines count
+    (b"\xff\xfe\x80", "line 3: "),
+    (b'{"text": "fine"}', "line 3: no field 'label'"),
+    (b'{"text": " ", "label": 1}', "line 3: 'text' is empty"),
+    (b'{"text": ["fine"], "label": 1}', "line 3: 'text' is no str"),
+    (b'{"text": "fine", "label": true}', "line 3: 'label' is no int"),
+    (b'{"text": "fine", "label": 3}', "books.jsonl has the labels 0, 1, 3;"),
+    (b'{"text": "fine", "label": -1}', "books.jsonl has the labels -1, 0, 1;"),
+    (b'{"text": "fine", "label": 2}', "source and target have different labels"),
+]
 BAD_FILES = [
-    ("books.jsonl", b"", "nothing in "),
+    ("books.jsonl", b"", "nothing in files/books.jsonl"),
     ("books.jsonl", GOOD.splitlines()[0], "the labels 1; "),
-    ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in "),
-    ("books.jsonl.gz", gzip.compress(LINES)[:2000], "books.jsonl.gz, line "),
+    ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in files"),
+    ("books.jsonl.gz", gzip.compress(LINES)[:2000], "files/books.jsonl.gz, line "),
     ("books.jsonl.gz", gzip.compress(LINES)[:200] + b"damage" + gzip.compress(LINES)[206:], ", line "),
-    ("books.jsonl.gz", b"no gzip", "books.jsonl.gz, line 0: "),
-    *(("books.jsonl", GOOD + line + b"\n", message) for line, message in BAD_LINES.items()),
+    ("books.jsonl.gz", b"no gzip", "files/books.jsonl.gz, line 0: "),
+    *(("books.jsonl", GOOD + line + b"\n", message) for line, message in BAD_LINES),
 ]
 
 
@@ -272,8 +268,7 @@ BAD_FILES = [
 def test_a_bad_line_or_file_is_named(amazon, name, content, message):
     (amazon / "books.jsonl").unlink()
     (amazon / name).write_bytes(content)
-    found = complaint("amazon-books-kitchen", amazon)
-    assert message in found and ("books.jsonl" in found or message == "different labels")
+    assert message in complaint("amazon-books-kitchen", "files")
 
 
 def test_what_cannot_be_split_or_compared(amazon, dialogues):
@@ -348,7 +343,7 @@ def test_bad_npz(arrays, key, change, message):
     assert re.match(f"bad.npz: .*{message}", complaint("bad.npz"))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_no_npz(content):
-    Path("bad.npz").write_bytes(content)
-    assert complaint("bad.npz").startswith("bad.npz: not an .npz file")
+def test_a_file_that_is_no_npz():
+    for content in (b"", b"not a zip", b"PK\x03\x04 broken", b"\x93NUMPY\x01\x00"):
+        Path("bad.npz").write_bytes(content)
+        assert complaint("bad.npz").startswith("bad.npz: not an .npz file")

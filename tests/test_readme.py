@@ -45,7 +45,6 @@ def test_every_command_is_understood(command, monkeypatch):
         return
     known = data.Known("glyphs", None, data.HEAD)  # FILE.npz stands for the reader's own
     monkeypatch.setattr(data, "resolve", lambda name: known)
-    monkeypatch.setattr(evaluate, "pick_text_encoder", lambda name: name)  # as does NAME
     monkeypatch.setattr(evaluate, "missing", lambda parser, argv, *more: parser.parse_args(argv) and [])
     importlib.import_module(words[1].removeprefix("methods/").removesuffix(".py")).main(words[2:])
 

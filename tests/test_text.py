@@ -27,7 +27,7 @@ def verdict_of(review: str) -> int:
     for joint, before, after in zip(re.findall(r" (,|and|but) ", statements), verdict, verdict[1:]):
         assert joint == "," or (joint == "and") == (before == after)
     assert len(verdict) == text.STATEMENTS
-    return sum(1 if favourable else -1 for favourable in verdict)
+    return 2 * sum(verdict) - len(verdict)
 
 
 # ------------------------------------------------------------------------------------------ generated reviews
@@ -62,11 +62,9 @@ def test_domains_share_words_have_their_own_and_disagree_about_some():
 def test_either_review_of_a_pair_may_stand_first():
     """The two verdicts are exchangeable, whatever they are, and never equal."""
     rng = random.Random(0)
-    pairs = [text.pair(text.SOURCE, rng)[0] for _ in range(1500)]
-    margins = [abs(verdict_of(a)) - abs(verdict_of(b)) for a, b in pairs]
-    first, second = sum(m > 0 for m in margins), sum(m < 0 for m in margins)
-    assert abs(first - second) < 4 * (first + second) ** 0.5
-    assert all(verdict_of(a) != verdict_of(b) for a, b in pairs)
+    verdicts = [tuple(map(verdict_of, text.pair(text.SOURCE, rng)[0])) for _ in range(1500)]
+    first, second = (sum(sign * abs(a) > sign * abs(b) for a, b in verdicts) for sign in (1, -1))
+    assert abs(first - second) < 4 * (first + second) ** 0.5 and all(a != b for a, b in verdicts)
 
 
 SIZES = {"weak_train": 200, "strong_train": 300, "val": 50, "test": 400}
@@ -263,17 +261,16 @@ def checkpoint(request, tmp_path):
     words = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3, "books": 4, "kitchen": 5}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    small = {"vocab_size": 6, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    small |= {"num_attention_heads": 2}
+    small = {"vocab_size": 6, "hidden_size": 16, "intermediate_size": 32}
+    small |= {"num_hidden_layers": 2, "num_attention_heads": 2}
     if request.param == "bert":
-        names = {"pad_token": "[PAD]"}
-        network = transformers.BertModel(transformers.BertConfig(**small))
-    else:
-        names = {"eos_token": "[PAD]"}  # a causal model has no padding token of its own
+        names, network = {"pad_token": "[PAD]"}, transformers.BertModel(transformers.BertConfig(**small))
+    else:  # a causal model has no padding token of its own
+        names = {"eos_token": "[PAD]"}
         network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-    network.save_pretrained(tmp_path / "checkpoint")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]", **names)
-    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    for each in (network, tokenizer):
+        each.save_pretrained(tmp_path / "checkpoint")
     return str(tmp_path / "checkpoint")
 
 
