@@ -43,7 +43,6 @@ from tasks.files import InputError
 SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # upper limits of real text
 TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples would leave little gap
 SEVERITY = 0.4  # of glyphs-shift and of the tasks of labelled.py
-HH_RLHF = ("helpful-base", "harmless-base")
 EMBEDDED = ["glyphs", "glyphs-shift", "reviews", "reviews-shift", "preferences", "preferences-shift"]
 # How linear heads are trained: results/README.md, "How the defaults were chosen".
 HEAD = {"epochs": 20, "lr": 3e-5, "ceiling_lr": 1e-3, "batch_size": 128, "optimizer": "adam"}
@@ -99,20 +98,19 @@ def resolve(name: str) -> Known:
                 raise InputError(f"no file {name}")
             return Known(name, lambda seed, _: load_npz(Path(name), seed), HEAD)
         case ["glyphs"] | ["glyphs", "shift"]:
-            severity = SEVERITY if name.endswith("shift") else 0.0
-            return Known(name, lambda seed, _: rendered(severity, seed), HEAD)
+            return resolve(f"glyphs-shift-{SEVERITY if name.endswith('shift') else 0}")
         case ["glyphs", "shift", severity] if (severity := share(severity)) is not None:
-            name = f"glyphs-shift-{severity:g}" if severity else "glyphs"
-            name = name.removesuffix(f"-{SEVERITY}")
+            name = f"glyphs-shift-{severity:g}".removesuffix(f"-{SEVERITY}") if severity else "glyphs"
             return Known(name, lambda seed, _: rendered(severity, seed), HEAD)
         case ["mnist", "usps"] | ["usps", "mnist"]:
             return Known(name, lambda seed, folder: handwritten(*name.split("-"), seed, folder), HEAD)
         case ["reviews" | "preferences"] | ["reviews" | "preferences", "shift"]:
             return Known(name, lambda seed, _: generated_text(name, seed), HEAD)
-        case ["amazon", *domains] if len({*domains}) == 2 and re.fullmatch("[a-z_]+", "".join(domains)):
+        case ["amazon", *domains] if len({*domains}) == 2 and all(map(str.isidentifier, domains)):
             return Known(name, lambda *given: real_text("text", files.reviews, *domains, *given), HEAD)
         case ["hh", "helpful", "harmless"]:
-            return Known(name, lambda *given: real_text("preference", files.dialogues, *HH_RLHF, *given), HEAD)
+            source = ("preference", files.dialogues, "helpful-base", "harmless-base")
+            return Known(name, lambda *given: real_text(*source, *given), HEAD)
         case ["glyphs", "noisy", "symmetric" | "asymmetric" as kind, rate] if share(rate) is not None:
             rate, setting = share(rate), labelled.SETTINGS[f"glyphs-noisy-{kind}"]
             name = f"glyphs-noisy-{kind}-{rate:g}"
@@ -122,8 +120,8 @@ def resolve(name: str) -> Known:
             if name.startswith("cifar100"):
                 return Known(name, lambda seed, folder: cifar100(setting, seed, folder), setting.recipe)
             return Known(name, lambda seed, _: labelled_glyphs(setting, seed), setting.recipe)
-    known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)", "mnist-usps", "usps-mnist", "amazon-SOURCE-TARGET"]
-    known += ["hh-helpful-harmless"]
+    known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)"]
+    known += ["mnist-usps", "usps-mnist", "amazon-SOURCE-TARGET", "hh-helpful-harmless"]
     known += [f"{key}-RATE (0 to 1)" if "noisy" in key else key for key in labelled.SETTINGS]
     raise InputError(f"unknown task {name!r}; known: {', '.join(known)}, FILE.npz")
 
@@ -138,7 +136,8 @@ def fingerprint(path: str | Path) -> str:
     path, digest = Path(path), hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(path)} {len(content)} ".encode() + content)
     return digest.hexdigest()[:12]
 
 
@@ -148,13 +147,10 @@ def row_name(name: str) -> str:
     return f"{Path(name).name}-{fingerprint(name)}" if local else name
 
 
-# ----------------------------------------------------------------------------------------------------- images
-
-
 def draw(characters: str, y: torch.Tensor, severity: float, generator) -> Split:
     """Images of characters[y] at that severity."""
-    severities = torch.full((len(y),), severity)
-    return Split(images.render(images.draw_atlas(characters), y, severities, generator), y)
+    atlas, severity = images.draw_atlas(characters), torch.full(y.shape, severity)
+    return Split(images.render(atlas, y, severity, generator), y)
 
 
 def rendered(severity: float, seed: int) -> Task:
@@ -214,9 +210,6 @@ def cifar100(setting: labelled.Setting, seed: int, data_dir: str | None) -> Task
     return Task("image", 100, None, train, val, Split(*parts["test"]), **names)
 
 
-# ------------------------------------------------------------------------------------------------------- text
-
-
 def generated_text(name: str, seed: int) -> Task:
     """Reviews, class 1 where the verdict is favourable; or pairs of reviews of one product."""
     rng, pairs = random.Random(seed), name.startswith("preferences")
@@ -243,9 +236,8 @@ def real_text(kind: str, read: Callable, source: str, target: str, seed: int, da
     groups = sorted({group for group, _, _ in target})
     rng.shuffle(groups)
     side = dict(zip(groups, np.digitize(np.arange(len(groups)) / len(groups), [0.7, 0.8])))
-    parts = [[], [], []]
-    for group, x, y in rng.sample(target, len(target)):
-        parts[side[group]].append((x, y))
+    drawn = rng.sample(target, len(target))
+    parts = [[(x, y) for group, x, y in drawn if side[group] == i] for i in range(3)]
     weak_train = [(x, y) for group, x, y in rng.sample(source, len(source)) if group not in side]
     splits = []
     for samples, size in zip([weak_train, *parts], SIZES.values()):
@@ -260,14 +252,10 @@ def real_text(kind: str, read: Callable, source: str, target: str, seed: int, da
     return Task(kind, len(classes) if kind == "text" else 2, *splits, "bag of words", [])
 
 
-# --------------------------------------------------------------------------------------------- the user's own
-
-
 def load_npz(path: Path, seed: int) -> Task:
     """A task from a FILE.npz: tasks/files.py says what is in it."""
     arrays, part = files.arrays(path, seed)
     splits = [Split(**{key: array[part == i] for key, array in arrays.items()}) for i in range(3)]
     _, num_weak, num_classes = arrays["weak_probs"].shape
     kind = "preference" if arrays["x"].dim() == 3 else "features"
-    names = [f"weak model {m + 1}" for m in range(num_weak)]
-    return Task(kind, num_classes, None, *splits, "given", names)
+    return Task(kind, num_classes, None, *splits, "given", [f"weak model {m + 1}" for m in range(num_weak)])

@@ -335,9 +335,9 @@ def label_and_encode(task: data.Task, seed, device, steps, text_encoder) -> data
         features, probs = next(parts)
         return split._replace(x=features, weak_probs=probs.clone())  # else the whole is saved with each part
 
-    names = {"weak_models": list(weak_models), "encoder": data.row_name(task.encoder)}
-    task = standardise(each_split(task, describe))._replace(**names)
-    return each_split(task, lambda split: split._replace(x=split.x.half()))
+    encoder = data.row_name(text_encoder) if task.encoder == text_encoder else task.encoder
+    task = standardise(each_split(task, describe))._replace(weak_models=list(weak_models), encoder=encoder)
+    return each_split(task, lambda split: split._replace(x=split.x.clamp(-6e4, 6e4).half()))
 
 
 def label_by_teacher(task: data.Task, seed, device, steps, text_encoder) -> data.Task:

@@ -6,6 +6,10 @@
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
+case "${1:-}" in
+"" | alignment | cifar100 | settings) ;;
+*) echo "run_all.sh: nothing, alignment, cifar100 or settings, not $1" >&2 && exit 2 ;;
+esac
 source ./setup.sh
 out=${OUT:-runs}
 
@@ -74,10 +78,6 @@ $common --task glyphs-shift reviews-shift preferences-shift
 END
         done
     } | together
-    ;;
-*)
-    echo "run_all.sh: nothing, alignment, settings or cifar100, not $1" >&2
-    exit 2
     ;;
 esac
 "$PYTHON" report.py "$out"

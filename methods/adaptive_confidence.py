@@ -75,7 +75,7 @@ def adaptive_confidence_loss(
 
 
 def ramp_at(epoch: int, epochs: int, beta_ramp: float) -> float:
-    """Factor of b in an epoch counted from 0: linear from 0 to 1 over the first beta_ramp * epochs."""
+    """Factor of b in an epoch counted from 0, by epochs as its authors count: linear, 1 after beta_ramp."""
     return 1.0 if epoch >= beta_ramp * epochs else epoch / (beta_ramp * epochs)
 
 

@@ -68,7 +68,7 @@ def confidence_loss(
 
 
 def ramp_at(step: int, steps: int, alpha_ramp: float) -> float:
-    """Factor of alpha in a step counted from 0, equation (2)."""
+    """Factor of alpha in a step counted from 0, equation (2): by steps, as its authors count."""
     return 1.0 if step >= alpha_ramp * steps else step / (alpha_ramp * steps)
 
 

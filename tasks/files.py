@@ -21,30 +21,27 @@ class InputError(Exception):
     """What the user gave cannot be used; the message is one line that says what was expected."""
 
 
-# ----------------------------------------------------------------------------------------------------- images
-
-
 def digits(domain: str, data_dir: str | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The data set mnist or usps, {"train" and "test": (x (N, 1, 28, 28), y (N,))}, framed alike."""
-    from torchvision import datasets  # here, as its import takes a second
-
-    files = {"mnist": "MNIST/raw/{train,t10k}-*-ubyte", "usps": "usps.bz2 and usps.t.bz2"}[domain]
-    dataset = {"mnist": datasets.MNIST, "usps": datasets.USPS}[domain]
-    parts = read_torchvision(dataset, domain, files, data_dir)
-    return {split: (images.frame(x), y) for split, (x, y) in parts.items()}
+    return {split: (images.frame(x), y) for split, (x, y) in read_torchvision(domain, data_dir).items()}
 
 
 def cifar100(data_dir: str | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """CIFAR-100, {"train" and "test": (x uint8 (N, 3, 32, 32), y (N,))}."""
-    from torchvision import datasets
-
-    parts = read_torchvision(datasets.CIFAR100, "cifar100", "cifar-100-python/{train,test,meta}", data_dir)
+    parts = read_torchvision("cifar100", data_dir)
     return {split: (x.permute(0, 3, 1, 2).contiguous(), y) for split, (x, y) in parts.items()}
 
 
-def read_torchvision(dataset, name: str, files: str, data_dir: str | None) -> dict:
-    """A data set of torchvision, from the `files` in data_dir if that is given, else in a folder under cache/
-    into which it is downloaded on first use."""
+def read_torchvision(name: str, data_dir: str | None) -> dict:
+    """A data set of torchvision, from data_dir if that is given, else from a folder under cache/ into which
+    it is downloaded on first use."""
+    from torchvision import datasets  # here, as its import takes a second
+
+    dataset, files = {
+        "mnist": (datasets.MNIST, "MNIST/raw/{train,t10k}-*-ubyte"),
+        "usps": (datasets.USPS, "usps.bz2 and usps.t.bz2"),
+        "cifar100": (datasets.CIFAR100, "cifar-100-python/{train,test,meta}"),
+    }[name]
     folder = Path(data_dir) if data_dir else DOWNLOADS / name
     try:
         if not data_dir and not folder.exists():
@@ -60,9 +57,6 @@ def read_torchvision(dataset, name: str, files: str, data_dir: str | None) -> di
         reason = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
         raise InputError(f"cannot read {files} in {folder} ({reason}); {remedy}") from error
     return {key: (torch.as_tensor(part.data), torch.as_tensor(part.targets)) for key, part in parts.items()}
-
-
-# ------------------------------------------------------------------------------------------------------- text
 
 
 def reviews(domain: str, data_dir: str | None) -> list[tuple[str, str, int]]:
@@ -106,34 +100,32 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
 def read_json_lines(fields: dict[str, type], files: list[Path]) -> list[dict]:
     """The rows of JSON-lines files, plain or compressed. Raises InputError, with file and line, on an
     unreadable row or a missing, empty or mistyped field."""
+
+    def parse(line):
+        row = json.loads(line)
+        for field, kind in fields.items():
+            if not isinstance(row, dict) or row.get(field) is None:
+                raise ValueError(f"no field {field!r}")
+            if type(row[field]) is not kind:
+                raise ValueError(f"{field!r} is no {kind.__name__}")
+            if kind is str and not row[field].strip():
+                raise ValueError(f"{field!r} is empty")
+        return row
+
     rows = []
     for file in files:
         number = 0
         try:
             with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-                for number, line in enumerate(lines, start=1):
+                for line in lines:
+                    number += 1
                     if line.strip():
-                        rows.append(json.loads(line))
-                        check_row(rows[-1], fields)
+                        rows.append(parse(line))
         except (ValueError, OSError, EOFError, zlib.error) as error:
             raise InputError(f"{file}, line {number}: {error}") from error
     if not rows:
         raise InputError(f"nothing in {', '.join(map(str, files))}")
     return rows
-
-
-def check_row(row, fields: dict[str, type]) -> None:
-    """Raises ValueError where a field is not as it should be."""
-    for field, kind in fields.items():
-        if not isinstance(row, dict) or row.get(field) is None:
-            raise ValueError(f"no field {field!r}")
-        if type(row[field]) is not kind:
-            raise ValueError(f"{field!r} is no {kind.__name__}")
-        if kind is str and not row[field].strip():
-            raise ValueError(f"{field!r} is empty")
-
-
-# --------------------------------------------------------------------------------------------------- FILE.npz
 
 
 def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -145,7 +137,7 @@ def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor
     labels      (N,) optional: labels in [0, C) that the student may use; read on the training split
     split       (N,) optional: 0 train, 1 val, 2 test; without it 70/10/20 % at random, by the seed
     """
-    types = {"x": np.float32, "weak_probs": np.float32, "y": np.int64, "split": np.int64, "labels": np.int64}
+    types = {"x": "float32", "weak_probs": "float32", "y": "int64", "split": "int64", "labels": "int64"}
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in types if key in file}
@@ -159,8 +151,8 @@ def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor
     missing = [key for key in ("x", "weak_probs", "y") if key not in found]
     require(not missing, f"array missing: {', '.join(missing)}")
     for key, array in found.items():
-        kind, wanted = {np.float32: "f", np.int64: "iu"}[types[key]], types[key].__name__
-        require(array.dtype.kind in kind, f"{key} has type {array.dtype}, expected {wanted}")
+        kind = "f" if types[key] == "float32" else "iu"
+        require(array.dtype.kind in kind, f"{key} has type {array.dtype}, expected {types[key]}")
         with np.errstate(over="ignore"):
             found[key] = array.astype(types[key])  # first, so that what is checked is what is used
         require(np.isfinite(found[key]).all(), f"{key} has NaN, infinite or too large values")

@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,13 +11,10 @@ from torch import nn
 DIGITS = "0123456789"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Files in matplotlib's font folder, so that every machine draws from the same typefaces.
-SOURCE_TYPEFACES = "DejaVuSans DejaVuSerif STIXGeneral cmr10".split()
-TYPEFACES = [
-    *SOURCE_TYPEFACES,
-    *"""DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold
-    DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmb10 cmss10
-    cmtt10""".split(),
-]
+TYPEFACES = """DejaVuSans DejaVuSerif STIXGeneral cmr10 DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono
+DejaVuSansMono-Bold DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta
+cmb10 cmss10 cmtt10""".split()
+SOURCE_TYPEFACES = TYPEFACES[:4]
 
 
 def draw_atlas(characters: str) -> torch.Tensor:
@@ -26,10 +22,9 @@ def draw_atlas(characters: str) -> torch.Tensor:
     import matplotlib  # for its font files only
     from PIL import Image, ImageDraw, ImageFont
 
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     atlas = np.zeros((len(TYPEFACES), len(characters), 48, 48), dtype=np.float32)
     for i, typeface in enumerate(TYPEFACES):
-        font = ImageFont.truetype(str(folder / f"{typeface}.ttf"), size=42)
+        font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{typeface}.ttf", size=42)
         for j, character in enumerate(characters):
             left, top, right, bottom = font.getbbox(character)
             corner = (24 - (left + right) / 2, 24 - (top + bottom) / 2)
@@ -53,9 +48,8 @@ def render(atlas, y, severity, generator) -> torch.Tensor:
     images = []
     for characters, s in zip(y.split(2000), severity.split(2000)):  # in pieces, to keep memory small
         n = len(characters)
-        source, other = (
-            torch.randint(k, (n,), generator=generator) for k in (len(SOURCE_TYPEFACES), len(TYPEFACES))
-        )
+        source = torch.randint(len(SOURCE_TYPEFACES), (n,), generator=generator)
+        other = torch.randint(len(TYPEFACES), (n,), generator=generator)
         typeface = torch.where(uniform(n, 0, 1) < s, other, source)
         angle, size = uniform(n, -1, 1) * (15 + 25 * s), uniform(n, 0.75, 1.1)
         image = paste(atlas[typeface, characters], angle, size, uniform((n, 2), -2, 2))
@@ -68,8 +62,7 @@ def render(atlas, y, severity, generator) -> torch.Tensor:
         image = torch.maximum(image, clutter * (uniform(s.shape, 0, 1) < 2 * s))
 
         image = image * (1 - s * uniform(s.shape, 0, 0.7))
-        noise = torch.randn(image.shape, generator=generator)
-        image = image + s * uniform(s.shape, 0, 0.5) * noise
+        image = image + torch.randn(image.shape, generator=generator) * (s * uniform(s.shape, 0, 0.5))
         image = torch.where(uniform(s.shape, 0, 1) < s / 2, 1 - image, image)
         images.append(image.clamp(0, 1))
     return torch.cat(images)
@@ -90,8 +83,7 @@ def paste(glyphs, angle, size, offset) -> torch.Tensor:
 def frame(pixels: torch.Tensor) -> torch.Tensor:
     """Grey images (N, H, W) in 0..255 -> (N, 1, 28, 28) in [0, 1]: the ink's box centred, its longer side 20.
 
-    Data sets frame their digits differently: MNIST leaves a margin, USPS none. Without this the shift between
-    them would mostly be one of framing.
+    MNIST leaves a margin, USPS none: without this the shift between them would mostly be one of framing.
     """
     n, height, width = pixels.shape
     pixels = pixels.float()[:, None] / 255
@@ -105,9 +97,8 @@ def frame(pixels: torch.Tensor) -> torch.Tensor:
     (y, box_height), (x, box_width) = extent(ink.any(2)), extent(ink.any(1))
     shown = torch.maximum(box_height, box_width) * 28 / 20  # input pixels across the output
     zero = torch.zeros(n)
-    across = torch.stack([shown / width, zero, 2 * x / width - 1], dim=1)
-    down = torch.stack([zero, shown / height, 2 * y / height - 1], dim=1)
-    grid = F.affine_grid(torch.stack([across, down], dim=1), [n, 1, 28, 28], align_corners=False)
+    place = [shown / width, zero, 2 * x / width - 1, zero, shown / height, 2 * y / height - 1]
+    grid = F.affine_grid(torch.stack(place, dim=1).view(n, 2, 3), [n, 1, 28, 28], align_corners=False)
     return F.grid_sample(pixels, grid, align_corners=False)
 
 
@@ -120,18 +111,20 @@ def mlp_net(num_classes):
 
 
 def cnn_net(num_classes):
-    first, second = (nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in ((1, 16), (16, 32)))
-    head = nn.Linear(32 * 7 * 7, num_classes)
-    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), head)
+    first = nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU()
+    second = nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU()
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(32 * 7 * 7, num_classes))
+
+
+def convolution(inputs, outputs, stride=1):
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
 
 
 class ResidualBlock(nn.Module):
     def __init__(self, inputs, channels, stride):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.conv1, self.norm1 = convolution(inputs, channels, stride)
+        self.conv2, self.norm2 = convolution(channels, channels)
         self.skip = nn.Conv2d(inputs, channels, 1, stride, bias=False)
 
     def forward(self, x):
@@ -140,10 +133,9 @@ class ResidualBlock(nn.Module):
 
 def image_encoder(width: int) -> nn.Module:
     """A residual CNN: images (N, 1, 28, 28) -> features (N, 16 * width): the last map averaged 2 x 2."""
-    stem = [nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    sizes = ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
-    blocks = [ResidualBlock(*size) for size in sizes]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    stem, sizes = convolution(1, width, stride=2), ((1, 1, 1), (1, 2, 2), (2, 4, 2))
+    blocks = [ResidualBlock(width * inputs, width * outputs, stride) for inputs, outputs, stride in sizes]
+    return nn.Sequential(*stem, nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
 def residual_net(width: int, num_classes: int):
@@ -151,10 +143,9 @@ def residual_net(width: int, num_classes: int):
     return nn.Sequential(*image_encoder(width), nn.Linear(16 * width, num_classes))
 
 
-# Networks for CIFAR-100, as in the literature on distillation; images (N, 3, 32, 32), uint8 or in [0, 1].
-
-
 def normalize():
+    """The start of networks for CIFAR-100, as in the literature on distillation, which take images
+    (N, 3, 32, 32), uint8 or in [0, 1]."""
     from torchvision.transforms import v2  # here, as its import takes a second
 
     means, deviations = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100's training images
@@ -166,9 +157,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs, channels, stride):
         super().__init__()
-        first = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
-        second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
-        self.body = nn.Sequential(*first, *second)
+        first, second = convolution(inputs, channels, stride), convolution(channels, channels)
+        self.body = nn.Sequential(*first, nn.ReLU(), *second)
         shortcut = nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
         self.skip = nn.Sequential(*(() if inputs == channels else shortcut))
 
@@ -178,12 +168,9 @@ class BasicBlock(nn.Module):
 
 def resnet(depth: int, num_classes: int):
     """ResNet20, 32, 56, ... of three stages with 16, 32 and 64 channels."""
-    stem = [normalize(), nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    blocks, inputs = [], 16
-    for channels in (16, 32, 64):
-        for i in range((depth - 2) // 6):
-            blocks.append(BasicBlock(inputs, channels, 2 if i == 0 and channels > 16 else 1))
-            inputs = channels
+    stem = [normalize(), *convolution(3, 16), nn.ReLU()]
+    widths = [channels for channels in (16, 32, 64) for _ in range((depth - 2) // 6)]
+    blocks = [BasicBlock(i, o, stride=o // i) for i, o in zip([16, *widths], widths)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
 
 

@@ -52,13 +52,8 @@ SETTINGS = {  # by the task's name, without a rate of noise
     "glyphs-fewshot": Setting("few-shot", *NARROW),
     "glyphs-transfer": Setting("transfer", *WIDE, "affine", fine_tuned=True),
     "cifar100-distill": Setting("distillation", "resnet20", "resnet56", *PUBLISHED, "crops"),
-    "cifar100-distill-vgg": Setting(
-        "distillation", "vgg8", "vgg13", *PUBLISHED, "crops, AutoAugment, mixup"
-    ),
+    "cifar100-distill-vgg": Setting("distillation", "vgg8", "vgg13", *PUBLISHED, "crops, AutoAugment, mixup"),
 }
-
-
-# ----------------------------------------------------------------------------------------------- noisy labels
 
 
 def noise_matrix(kind: str, rate: float, num_classes: int) -> torch.Tensor:
@@ -78,9 +73,6 @@ def noise_matrix(kind: str, rate: float, num_classes: int) -> torch.Tensor:
 def corrupt(y: torch.Tensor, matrix: torch.Tensor, generator) -> torch.Tensor:
     """Labels drawn for the true classes y (N,) -> (N,)."""
     return torch.multinomial(matrix[y], 1, generator=generator)[:, 0]
-
-
-# --------------------------------------------------------------------------------------------------- few-shot
 
 
 def draw_episodes(y: torch.Tensor, shots: int, episodes: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,25 +108,6 @@ def few_shot(y: torch.Tensor, features: dict[str, torch.Tensor], generator) -> d
     return table
 
 
-# ------------------------------------------------------------------------------------------------------ views
-
-
-def transforms(augmentation: str):
-    """Of an augmentation by its name: the transform of images, and that of a batch with labels, or None."""
-    from torchvision.transforms import v2  # here, as its import takes a second
-
-    as_floats = v2.ToDtype(torch.float32, scale=True)
-    crops = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-    return {
-        "affine": (v2.RandomAffine(10, translate=(0.07, 0.07), scale=(0.9, 1.1)), None),
-        "crops": (v2.Compose([*crops, as_floats]), None),
-        "crops, AutoAugment, mixup": (
-            v2.Compose([*crops, v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET), as_floats]),
-            v2.MixUp(alpha=0.1, num_classes=100),
-        ),
-    }[augmentation]
-
-
 def view(augmentation: str, teacher=None):
     """What teacher and student see of a batch: a function (x, [weak_probs,] labels) -> the same, with
     augmented images x (B, ...), the labels of `teacher` (images -> (B, C)) for these images, and labels (B,),
@@ -143,7 +116,16 @@ def view(augmentation: str, teacher=None):
     A transform draws its random numbers once for all images that it is given: GROUP of them share an angle or
     a crop. (One at a time, CIFAR-100 would cost 200 microseconds an image instead of 14.)
     """
-    augment, mix = transforms(augmentation)
+    from torchvision.transforms import v2  # here, as its import takes a second
+
+    crops = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+    as_floats = v2.ToDtype(torch.float32, scale=True)
+    augment = {
+        "affine": v2.RandomAffine(10, translate=(0.07, 0.07), scale=(0.9, 1.1)),
+        "crops": v2.Compose([*crops, as_floats]),
+        "crops, AutoAugment, mixup": v2.Compose([*crops, v2.AutoAugment(), as_floats]),  # ImageNet's policy
+    }[augmentation]
+    mix = v2.MixUp(alpha=0.1, num_classes=100) if "mixup" in augmentation else None
 
     def see(x, *rest):
         *weak_probs, labels = rest

@@ -11,59 +11,37 @@ of one mind, "but" two that differ. Nine in ten statements agree with the review
 
 import random
 import re
-from collections import Counter
-from typing import NamedTuple
+from collections import Counter, namedtuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-# ------------------------------------------------------------------------------------------ generated reviews
-
-
-class Domain(NamedTuple):
-    products: list[str]
-    aspects: list[str]
-    praise: list[str]  # the domain's own words
-    blame: list[str]
-
-
-def domain(products: str, aspects: str, praise: str, blame: str) -> Domain:
-    return Domain(products.split(), aspects.split(), praise.split(), blame.split())
-
-
+# Lists of words. Praise and blame are the domain's own, beside PRAISE and BLAME.
+Domain = namedtuple("Domain", "products aspects praise blame")
 DOMAINS = {
-    "books": domain(
-        "novel memoir biography", "plot ending style dialogue narrator",
-        "gripping witty moving thoughtful dark slow quiet heavy",
-        "dull preachy wordy confusing light loud fast simple",
-    ),
-    "films": domain(
-        "movie documentary comedy", "script acting music scenery finale",
-        "thrilling touching funny stunning loud fast light simple",
-        "boring silly shallow predictable dark slow heavy thin",
-    ),
-    "games": domain(
-        "puzzle adventure shooter", "levels controls story graphics soundtrack",
-        "addictive challenging clever inventive dark fast unpredictable simple",
-        "repetitive buggy unfair clunky slow quiet cheap light",
-    ),
-    "phones": domain(
-        "phone tablet camera", "battery screen case speaker menu",
-        "sturdy bright durable crisp light thin fast cheap",
-        "fragile blurry laggy bulky heavy loud dark slow",
-    ),
-    "kitchen": domain(
-        "kettle blender oven", "handle lid blade motor surface",
-        "efficient solid handy spotless sharp quiet heavy simple",
-        "leaky rusty wobbly flimsy loud slow thin light",
-    ),
-    "hotels": domain(
-        "hotel hostel resort", "room bed breakfast lobby pool",
-        "clean cozy spacious friendly quiet light cheap slow",
-        "dirty noisy damp cramped dark loud thin unpredictable",
-    ),
+    name: Domain(*map(str.split, words))
+    for name, *words in (
+        ("books", "novel memoir biography", "plot ending style dialogue narrator",
+         "gripping witty moving thoughtful dark slow quiet heavy",
+         "dull preachy wordy confusing light loud fast simple"),
+        ("films", "movie documentary comedy", "script acting music scenery finale",
+         "thrilling touching funny stunning loud fast light simple",
+         "boring silly shallow predictable dark slow heavy thin"),
+        ("games", "puzzle adventure shooter", "levels controls story graphics soundtrack",
+         "addictive challenging clever inventive dark fast unpredictable simple",
+         "repetitive buggy unfair clunky slow quiet cheap light"),
+        ("phones", "phone tablet camera", "battery screen case speaker menu",
+         "sturdy bright durable crisp light thin fast cheap",
+         "fragile blurry laggy bulky heavy loud dark slow"),
+        ("kitchen", "kettle blender oven", "handle lid blade motor surface",
+         "efficient solid handy spotless sharp quiet heavy simple",
+         "leaky rusty wobbly flimsy loud slow thin light"),
+        ("hotels", "hotel hostel resort", "room bed breakfast lobby pool",
+         "clean cozy spacious friendly quiet light cheap slow",
+         "dirty noisy damp cramped dark loud thin unpredictable"),
+    )
 }  # fmt: skip
 SOURCE, TARGET = ["books", "films", "games"], ["phones", "kitchen", "hotels"]
 PRAISE = "good great excellent wonderful superb perfect lovely impressive".split()  # in every domain
@@ -99,8 +77,6 @@ def pair(domains: list[str], rng: random.Random) -> tuple[tuple[str, str], int]:
         if a != b and first.split()[0] == second.split()[0]:
             return (first, second), int(b > a)
 
-
-# ----------------------------------------------------------------------------------------- causal transformer
 
 PAD, BEGIN, END = range(3)
 WORDS = sorted(
@@ -146,12 +122,10 @@ class CausalTransformer(nn.Module):
 
     def hidden(self, tokens) -> list[torch.Tensor]:
         """Tokens (N, L) -> the output of every block, (N, L, width) each."""
-        x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
-        states = []
+        states = [self.token(tokens) + self.position.weight[: tokens.shape[1]]]
         for block in self.blocks:
-            x = block(x)
-            states.append(x)
-        return states
+            states.append(block(states[-1]))
+        return states[1:]
 
     def forward(self, tokens):
         """Tokens (N, L) -> logits of what follows each, (N, vocabulary, L) as cross_entropy wants them."""
@@ -170,9 +144,6 @@ def pool(states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     return torch.cat([part for x in states for part in (x[rows, last], (x * weights).sum(1))], dim=1)
 
 
-# ---------------------------------------------------------------------------------------------- bags of words
-
-
 def terms(text: str, phrases: bool) -> list[str]:
     """The words of any text, and with `phrases` the pairs of neighbouring words too."""
     words = re.findall(r"[\w']+", text.lower())
@@ -181,15 +152,13 @@ def terms(text: str, phrases: bool) -> list[str]:
 
 def vocabulary(texts: list[str], phrases: bool, size: int) -> dict[str, int]:
     """Up to `size` terms that occur in at least two texts, the most frequent first, numbered from 1."""
-    counts = Counter(term for text in texts for term in set(terms(text, phrases)))
+    counts = Counter(term for text in texts for term in dict.fromkeys(terms(text, phrases)))
     return {term: i for i, (term, n) in enumerate(counts.most_common(size), start=1) if n > 1}
 
 
 class BagOfWords(nn.Module):
-    """A linear model on the known terms of a text: (N, L) -> logits (N, C); of a pair: (N, 2, L) -> (N, 2).
-
-    A class's logit is the mean weight of the terms. A pair has one shared reward, which sums them: there the
-    prompt that both responses repeat cancels.
+    """A linear model on the known terms of a text: (N, L) -> logits (N, C), the mean weight of the terms. The
+    two responses of a pair, (N, 2, L) -> (N, 2), share a reward, the sum: a prompt that both repeat cancels.
     """
 
     def __init__(self, texts: list[str], phrases: bool, num_classes: int, pairs: bool):
@@ -222,14 +191,10 @@ def bag_features(texts: list[str], unlabelled: list[str], size: int = 1000) -> t
     return counts[:, 1:].log1p()  # without column 0, the unknown words
 
 
-# -------------------------------------------------------------------------------- any Hugging Face text model
-
-
 @torch.no_grad()
 def pretrained_features(name: str, texts: list[str], device: str, batch_size: int = 16) -> torch.Tensor:
     """N texts, read by a Hugging Face encoder or causal model (name or folder) -> (N, 4 * width): last token
-    and mean, of the middle and of the last layer. Texts keep their last 512 tokens,
-    or what the model takes."""
+    and mean, of the middle and of the last layer. Texts keep their last 512 tokens, or what it takes."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
@@ -238,14 +203,12 @@ def pretrained_features(name: str, texts: list[str], device: str, batch_size: in
     model = AutoModel.from_pretrained(name).to(device, dtype).eval()
     longest = min(512, tokenizer.model_max_length)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike in length: little padding
-    features = [None] * len(texts)
+    features = []
     for start in tqdm(range(0, len(texts), batch_size), desc=f"reading with {name}", disable=None):
-        chosen = order[start : start + batch_size]
-        tokens = tokenizer(
-            [texts[i] for i in chosen], return_tensors="pt", padding=True, truncation=True, max_length=longest
-        ).to(device)
+        batch = [texts[i] for i in order[start : start + batch_size]]
+        tokens = tokenizer(batch, return_tensors="pt", padding=True, truncation=True, max_length=longest)
+        tokens = tokens.to(device)
         states = model(**tokens, output_hidden_states=True).hidden_states
-        pooled = pool([states[len(states) // 2].float(), states[-1].float()], tokens["attention_mask"].bool())
-        for i, row in zip(chosen, pooled.cpu()):
-            features[i] = row
-    return torch.stack(features)
+        layers = [states[len(states) // 2].float(), states[-1].float()]
+        features.append(pool(layers, tokens["attention_mask"].bool()).cpu())
+    return torch.cat(features)[torch.tensor(order).argsort()]

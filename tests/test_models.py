@@ -249,8 +249,9 @@ def test_a_kill_or_error_while_writing_leaves_the_old_file(tmp_path):
     with pytest.raises(ZeroDivisionError):
         store.write_atomically(path, lambda file: 1 / 0)
     assert path.read_text() == "whole" and len(list(tmp_path.glob("*.partial"))) == 1  # the killed one's
-    store.write_atomically(path, lambda file: file.write(b"new"))
-    assert path.read_text() == "new"
+    with open(path) as reader:  # who reads meanwhile has the old file, whole
+        store.write_atomically(path, lambda file: file.write(b"new"))
+        assert reader.read() == "whole" and path.read_text() == "new"
 
 
 def save_rows(process):
@@ -289,5 +290,6 @@ def test_identity_names_files_by_content(npz, tmp_path):
     row, other = (store.identity("naive", task, 3, str(tmp_path), "cpu", flags) for task in (npz, "reviews"))
     assert (row["task"], row["data"]) == ("small.npz", data.fingerprint(npz))
     assert (other["task"], other["data"]) == ("reviews", data.fingerprint(tmp_path))
+    assert flags["policy"] == str(tmp_path)  # those of the caller stay
     assert row["flags"] == {"policy": data.row_name(str(tmp_path)), "text_encoder": "some/model"}
     assert (row["version"], row["torch"]) == (store.VERSION, torch.__version__)

@@ -18,11 +18,11 @@ PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "results
 def commands():
     """Every command line of the pages and of the docstrings of the scripts."""
     blocks = re.findall(r"```bash\n(.*?)```", "".join(PAGES.values()), re.S)
-    found = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    found = [line.split(" # ")[0].strip() for block in blocks for line in block.splitlines()]
     for path in [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "methods").glob("*.py"))]:
         docstring = path.read_text().split('"""')[1]
         lines = [line for line in docstring.splitlines() if line.startswith("    python ")]
-        found += [line.split("#")[0].strip() for line in lines]
+        found += [line.split(" # ")[0].strip() for line in lines]
     return sorted(set(filter(None, found)))
 
 
