@@ -41,9 +41,9 @@ import models
 import report
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SHAPES = [(16384, 1000, "float32"), (4096, 32000, "float32"), (4096, 32000, "bfloat16")]  # N, C
+SHAPES = [(16384, 1000, "float32"), (16384, 1000, "bfloat16"), (4096, 32000, "float32")]  # N, C
 PROBES = {"cuda": [(40_000, 2048, 1000)], "cpu": [(20_000, 128, 10), (20_000, 768, 1000)]}  # N, D, C
-EPOCHS, BATCH_SIZE, REPEATS = 20, 128, 7
+EPOCHS, BATCH_SIZE, REPEATS = 20, 128, 5
 LOOPS = ("matrix products", "DataLoader", "ours", "ours, compiled")
 
 

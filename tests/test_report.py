@@ -38,19 +38,14 @@ def main_rows(**more):
 
 def settings_rows(task, setting, **more):
     """KD .80 .82, AugConf .80 .80, AdaptConf .81 .84, select .79 .83, with the setting's flags."""
-    flags = report.PUBLISHED[setting]
-    columns = {
-        "naive": ({}, (0.80, 0.82)),
-        "confidence": ({}, (0.80, 0.80)),
-        "adaptive_confidence": (flags, (0.81, 0.84)),
-        "select": (flags | {"beta": "select"}, (0.79, 0.83)),
-    }
-    rows = []
-    for method, (own, values) in columns.items():
-        method = "adaptive_confidence" if method == "select" else method
-        own = {"flags": own, "setting": setting, "weak": [0.7], **more}
-        rows += [make_row(method, seed, value, task, **own) for seed, value in enumerate(values)]
-    return rows
+    known = report.settings_columns({"setting": setting, "task": "reviews-shift"})
+    flags = known["AdaptConf"][1]
+    columns = [("naive", {}, (0.80, 0.82)), ("confidence", {}, (0.80, 0.80))]
+    columns += [("adaptive_confidence", flags, (0.81, 0.84))]
+    columns += [("adaptive_confidence", flags | {"beta": "select"}, (0.79, 0.83))]
+    own = {"setting": setting, "weak": [0.7], **more}
+    return [make_row(method, seed, value, task, flags, **own) for method, flags, values in columns
+            for seed, value in enumerate(values)]  # fmt: skip
 
 
 def policy_rows(**wins):
@@ -72,11 +67,11 @@ def policy_rows(**wins):
 
 
 def main_table(rows):
-    return report.tabulate(rows, lambda _: report.COLUMNS)
+    return report.tabulate(rows, lambda row: {} if row["setting"] else report.COLUMNS)
 
 
 def settings_text(rows):
-    return report.settings_tables(report.compared(report.tabulate(rows, report.settings_columns)))
+    return report.settings_tables(report.tabulate(rows, report.settings_columns))
 
 
 def alignment_text(rows):
@@ -92,36 +87,30 @@ def test_interval_by_hand():
     center, half = report.interval([0.70, 0.72, 0.74])
     assert center == pytest.approx(0.72) and half == pytest.approx(4.303 * 0.02 / math.sqrt(3))
     assert math.isnan(report.interval([0.5])[1]) and report.interval([0.5, 0.5])[1] == 0
-    assert report.interval([0.0, 1.0] * 20)[1] == pytest.approx(2.086 * math.sqrt(10 / 39) / math.sqrt(40))
-
-
-def test_t_quantiles_against_the_density():
-    """Between -t and t Student's density integrates to .95, by the trapezoid rule."""
-    for degrees, t in enumerate(report.T975, start=1):
-        scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
-        scale = math.exp(scale) / math.sqrt(degrees * math.pi)
-        step = t / 5000
-        density = [scale * (1 + (i * step) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(5001)]
-        assert 2 * step * (sum(density) - (density[0] + density[-1]) / 2) == pytest.approx(0.95, abs=1e-4)
+    assert report.interval([0.0, 1.0] * 20)[1] == pytest.approx(2.228 * math.sqrt(10 / 39) / math.sqrt(40))
 
 
 def test_scores_and_differences_by_hand():
     texts = report.main_tables(main_table(main_rows()))
     # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
-    weak = "a 50.0 ±0.0, b 60.0 ±0.0, c 70.0 ±0.0"
-    scores = ["glyphs (n = 3)", "e", weak, "72.0 ±5.0 / 40 ±17", "75.0 ±0.0 / 50 ±0", "81.0 ±9.0 / 70 ±30"]
-    assert line(texts["scores"], "glyphs") == [*scores, "90.0 ±0.0"]
-    # RAVEN - naive seed by seed .10 .06 .11: 9.0 ± 4.303 * 2.6458 / sqrt(3); the best other is the ensemble
-    gains = ["+3.0 ±5.0 / +10 ±17", "+9.0 ±6.6 / +30 ±22", "+6.0 ±9.0 / +20 ±30 (ensemble)", "2 of 3"]
-    assert line(texts["differences"], "glyphs") == ["glyphs (n = 3)", *gains]
+    weak, some = "a 50.0 ±0.0, b 60.0 ±0.0, c 70.0 ±0.0", ["glyphs (n = 3)"]
+    scores = ["e", weak, "72.0 ±5.0 / 40 ±17", "75.0 ±0.0 / 50 ±0", *["– / –"] * 4, "81.0 ±9.0 / 70 ±30"]
+    assert line(texts["scores"], "glyphs") == [*some, *scores, "90.0 ±0.0"]
+    # RAVEN - naive seed by seed .10 .06 .11: 9.0 ± 4.303 * 2.6458 / sqrt(3)
+    gains = ["+3.0 ±5.0", *"––––", "+9.0 ±6.6", "2 of 3"]
+    assert line(texts["differences"], "glyphs") == [*some, *gains]
+    rows = main_rows()
+    rows[0]["pgr"] = None
+    assert "| 72.0 ±5.0 / – |" in report.main_tables(main_table(rows))["scores"]
 
 
-def test_partial_seeds_show_their_own_n_and_are_paired():
+def test_a_line_has_the_seeds_that_all_its_columns_share():
     rows = main_rows()
     del rows[1]  # naive's second seed
     texts = report.main_tables(main_table(rows))
-    assert line(texts["scores"], "glyphs")[3] == "72.0 ±25.4 / 40 ±85 (n = 2)"
-    assert line(texts["differences"], "glyphs")[2] == "+10.5 ±6.4 / +35 ±21 (n = 2)"  # .10 and .11
+    assert line(texts["scores"], "glyphs")[0] == "glyphs (n = 2)"
+    assert line(texts["differences"], "glyphs")[6] == "+10.5 ±6.4"  # .10 and .11
+    assert not main_table(rows[:1] + rows[-1:])
 
 
 def test_rows_with_other_flags_or_seeds_change_nothing():
@@ -135,29 +124,14 @@ def test_rows_with_other_flags_or_seeds_change_nothing():
         assert report.tabulate(others + rows + others, columns) == report.tabulate(rows, columns)
 
 
-def test_the_last_row_of_a_place_counts():
+def test_the_last_row_counts_and_files_and_text_encoders_are_told_apart():
     old, new = make_row("naive", 0, 0.1, torch="old"), make_row("naive", 0, 0.2, torch="new")
-    assert report.rows_of(main_table([old, new])) == [new]
-
-
-def test_a_null_pgr_is_shown_as_such():
-    rows = main_rows()
-    rows[0]["pgr"] = None
-    texts = report.main_tables(main_table(rows))
-    assert "| 72.0 ±5.0 / – |" in texts["scores"] and "| +9.0 ±6.6 / – |" in texts["differences"]
-
-
-def test_lines_are_told_apart_by_data_and_text_encoder():
-    rows = main_rows() + main_rows(data="abcdef0123")
+    assert main_table([old, new])["glyphs"]["naive"] == {0: new}
+    rows = main_rows() + main_rows(task="my.npz", data="abcdef0123")
     rows += [row | {"flags": row["flags"] | {"text_encoder": "gpt"}} for row in main_rows(task="reviews")]
-    assert list(main_table(rows)) == ["glyphs", "glyphs abcdef", "reviews gpt"]
-    assert list(main_table(main_rows(data="abcdef0123"))) == ["glyphs"]
-
-
-def test_known_tasks_come_first_and_in_their_order():
-    names = ["zoo", "ape.npz", "hh-helpful-harmless", "reviews", "glyphs-shift", "glyphs-shift-0.2", "glyphs"]
-    table = main_table([row for name in names for row in main_rows(task=name)])
-    assert list(table) == [*names[:1:-1], "ape.npz", "zoo"]
+    rows += main_rows(task="glyphs-shift") + main_rows(task="glyphs-shift-0.2")  # in the order of severity
+    tasks = ["glyphs", "glyphs-shift-0.2", "glyphs-shift", "reviews gpt", "my.npz"]
+    assert list(main_table(rows)) == tasks
 
 
 def test_the_first_table_by_hand():
@@ -171,85 +145,50 @@ def test_the_first_table_by_hand():
 
 def test_settings_by_hand():
     """Means of two seeds ± 12.706 * s / sqrt(2); seed by seed .00 -.02, .01 .02, .01 .04."""
-    texts = settings_text(settings_rows("glyphs-distill", "distillation"))
+    rows = settings_rows("glyphs-distill", "distillation")
+    texts = settings_text([*rows, make_row("naive", 2, 0.1, "glyphs-distill", setting="distillation")])
     cells = line(texts["settings"], "glyphs-distill")
-    assert cells[:3] == ["glyphs-distill (n = 2; distillation, T 0.5, ramp 0)", "70.0 ±0.0", "90.0 ±0.0"]
-    assert cells[3:6] == ["81.0 ±12.7", "80.0 ±0.0", "82.5 ±19.1"]
-    assert cells[6:9] == [f"{gain}, not shown" for gain in ("−1.0 ±12.7", "+1.5 ±6.4", "+2.5 ±19.1")]
-    assert cells[9].endswith("73.81 / 73.86 / 74.17")
+    assert cells[:4] == ["glyphs-distill (n = 2)", "0.5, 0", "70.0 ±0.0", "90.0 ±0.0"]
+    assert cells[4:7] == ["81.0 ±12.7", "80.0 ±0.0", "82.5 ±19.1"]
+    assert cells[7:10] == [f"{gain}, not shown" for gain in ("−1.0 ±12.7", "+1.5 ±6.4", "+2.5 ±19.1")]
+    assert cells[10].endswith("73.81 / 73.86 / 74.17")
     cells = line(texts["ablation"], "glyphs-distill")
     assert cells == ["glyphs-distill (n = 2)", "81.0 ±12.7", "+1.5 ±6.4", "–", "–", "–", "+0.0 ±12.7"]
 
 
-def test_what_is_shown_is_not_marked():
-    rows = settings_rows("glyphs-transfer", "transfer")
-    for row in rows:
-        if row["flags"] == report.PUBLISHED["transfer"]:
-            row["student"] = 0.9 + row["seed"] / 50  # .10 and .10 above KD
-    assert line(settings_text(rows)["settings"], "glyphs-transfer")[7] == "+10.0 ±0.0"
-
-
-def test_noisy_labels_show_both_students_without_a_teacher():
-    text = settings_text(settings_rows("glyphs-noisy-symmetric-0.35", "noisy labels", labels_alone=0.75))
-    assert line(text["settings"], "glyphs-noisy")[2] == "75.0 ±0.0 / 90.0 ±0.0"
-
-
-def test_few_shot_stands_by_shots():
-    entry = {name: {"student": [v, 0.01], "weak": [0.3, 0], "ceiling": [0.7, 0]} for name, v in
+def test_marks_noisy_labels_and_novel_classes():
+    """.10 and .10 above KD is shown; two students without a teacher; shots apart."""
+    rows = settings_rows("glyphs-noisy-symmetric-0.35", "noisy labels", labels_alone=0.75)
+    rows = [row | {"student": 0.9 + row["seed"] / 50} if "beta_ramp" in row["flags"] else row for row in rows]
+    cells = line(settings_text(rows)["settings"], "glyphs-noisy")
+    assert cells[3] == "75.0 ±0.0 / 90.0 ±0.0" and cells[8] == "+10.0 ±0.0"
+    shots = {name: {"student": [value, 0.01], "weak": [0.3, 0], "ceiling": [0.7, 0]} for name, value in
              (("1-shot", 0.5), ("5-shot", 0.6))}  # fmt: skip
-    texts = settings_text(settings_rows("glyphs-fewshot", "few-shot", few_shot={"test": entry}))
-    for start, score in (("glyphs-fewshot 1-shot", "50.0 ±0.0"), ("glyphs-fewshot 5-shot", "60.0 ±0.0")):
-        assert line(texts["settings"], start)[1:4] == ["30.0 ±0.0", "70.0 ±0.0", score]
-    assert "glyphs-fewshot (" not in texts["settings"] + texts["ablation"]
-
-
-def test_tasks_without_labels_are_in_the_ablation_if_b_was_varied():
-    rows = settings_rows("reviews-shift", None) + settings_rows("zoo", "distillation")
-    texts = settings_text(rows + [row | {"task": "glyphs-shift"} for row in rows[:6]])
-    assert [row[:8] for row in texts["ablation"].splitlines()[2:]] == ["| zoo (n", "| review"]
-    assert "reviews-shift" not in texts["settings"] and "glyphs-shift" not in texts["ablation"]
-
-
-def test_only_seeds_that_all_columns_have_are_compared(capsys):
-    rows = settings_rows("glyphs-distill", "distillation")
-    more = make_row("naive", 2, 0.1, "glyphs-distill", setting="distillation", weak=[0.7])
-    assert settings_text([*rows, more]) == settings_text(rows)
-    assert not settings_text([more, *rows[2:]])["settings"]
-    assert "glyphs-distill: no seed" in capsys.readouterr().err
+    rows = settings_rows("glyphs-fewshot", "few-shot", few_shot={"test": shots})
+    for start, score in (("1-shot", "50.0 ±0.0"), ("5-shot", "60.0 ±0.0")):
+        cells = line(settings_text(rows)["settings"], f"glyphs-fewshot {start} (")
+        assert cells[1:5] == ["8, 0.25", "30.0 ±0.0", "70.0 ±0.0", score]
 
 
 def test_alignment_by_hand():
     text = alignment_text(policy_rows())["alignment"]
     # .62 ± 4.303 * .02 / sqrt(3); recovered (.10, .12, .14) / .30; DPO-R - ensemble .05 .03 .01
-    mean = ["62.0 ±5.0", "40 ±17", "", "0.12 ±0.05", "0.100 ±0.000", "20.0 ±0.0", "0.50 ±0.00"]
-    assert line(text, "ensemble (n = 3)")[1:] == mean
-    assert line(text, "DPO-R (n = 3)")[1:4] == ["65.0 ±0.0", "50 ±0", "+3.0 ±5.0"]
-    assert line(text, "ceiling")[1:4] == ["80.0 ±0.0", "", "+18.0 ±5.0"]
-    assert line(text, "before")[1:] == ["51.2", "", "", "−0.10", "0.000", "19.0", "0.40"]
-    assert line(text, "v") == ["v", "60.0 ±0.0", "0.80 ±0.00"]
-    assert "prompts: ±4.0" in text and "all agree on 40.0 ±0.0 % of the pairs" in text
-
-
-def test_alignment_pairs_the_seeds_that_both_have():
-    rows = policy_rows()
-    text = alignment_text([row for row in rows if row not in (rows[0], rows[7])])["alignment"]
-    assert line(text, "ensemble")[1:4] == ["63.0 ±12.7", "47 (n = 1)", ""]  # .14 / .30 at seed 2
-    assert line(text, "DPO-R")[1:4] == ["65.0 ±0.0", "50 ±0 (n = 2)", "+2.0 ±12.7 (n = 2)"]  # .03 .01
+    mean = ["62.0 ±5.0", "40 ±17", "+0.0 ±0.0", "0.12 ±0.05", "0.100 ±0.000", "20.0 ±0.0", "0.50 ±0.00"]
+    assert line(text, "ensemble")[1:] == mean
+    assert line(text, "DPO-R |")[1:4] == ["65.0 ±0.0", "50 ±0", "+3.0 ±5.0"]
+    assert line(text, "ceiling")[1:4] == ["80.0 ±0.0", "100 ±0", "+18.0 ±5.0"]
+    before = ["51.2 ±0.0", "4 ±0", "−10.8 ±5.0", "−0.10 ±0.00", "0.000 ±0.000", "19.0 ±0.0", "0.40 ±0.00"]
+    assert line(text, "before")[1:] == before
+    assert line(text, "v") == ["v", "60.0 ±0.0", "0.80 ±0.00", "–"]
+    assert "reviews-dpo (n = 3)" in text and "all agree on 40.0 ±0.0 % of the pairs" in text
 
 
 def test_a_ceiling_within_noise_recovers_nothing():
-    row, ceiling = policy_rows(mean=[0.52], gold=[0.53])
-    assert report.recovered(row, ceiling) is None
-    assert report.recovered(row, ceiling | {"win_rate": 0.6}) == pytest.approx(0.2)
-
-
-def test_samples_name_the_policy_of_a_single_reward_model():
-    one, dpo_r = policy_rows(one=[0.6], raven=[0.65])
-    one["policies"] = [{"samples": one.pop("samples")}]
-    text = alignment_text([one, dpo_r])["samples"]
-    assert text.split("\n        ")[1:] == [
-        "before [0.00]: b", "one reward model, u [0.60]: one 0", "DPO-R [0.65]: raven 0"
-    ]  # fmt: skip
+    for ceiling, share in ((0.53, "–"), (0.6, "20")):
+        texts = alignment_text(policy_rows(mean=[0.52], gold=[ceiling]))
+        assert line(texts["alignment"], "ensemble")[2] == share
+    answers = texts["samples"].split("\n        ")[1:]
+    assert answers == ["before [0.00]: b", "ensemble [0.52]: mean 0", "ceiling [0.60]: gold 0"]
 
 
 @pytest.fixture
@@ -296,23 +235,17 @@ def test_without_publishing_all_stays_in_the_folder_of_the_rows(house, capsys):
     report.main([])
     assert Path("runs/settings.png").read_bytes()[:4] == b"\x89PNG"
     assert "old" in Path("README.md").read_text() and not Path("results/settings.png").exists()
-    printed, warning = capsys.readouterr()
-    assert "glyphs-distill" not in printed.split("settings:")[0]
+    printed = capsys.readouterr().out
+    assert "glyphs-distill" not in printed.split("settings:")[0] and "[(-1, '0', 'cpu')]" in printed
     assert "reviews-shift" in printed.split("ablation:")[1] and "mnist" not in printed.split("settings:")[1]
-    assert "rows of [(-1, '0', 'cpu')]" in warning
 
 
 @pytest.mark.parametrize("other", [{"version": -1}, {"torch": "1"}, {"device": "cuda"}])
-def test_mixed_rows_are_not_published(house, other):
-    write([house[0] | other, *house[1:]])
-    with pytest.raises(data.InputError, match="not published: rows of"):
-        report.main(["--publish"])
-
-
-def test_rows_of_another_version_are_not_published(house):
-    write([row | {"version": store.VERSION + 1} for row in house])
-    with pytest.raises(data.InputError, match="not published: rows of"):
-        report.main(["--publish"])
+def test_rows_of_several_kinds_or_another_version_are_not_published(house, other):
+    for rows in ([house[0] | other, *house[1:]], [row | {"version": store.VERSION + 1} for row in house]):
+        write(rows)
+        with pytest.raises(data.InputError, match="not published: rows of"):
+            report.main(["--publish"])
 
 
 def test_a_tree_with_uncommitted_code_is_not_published(house):
@@ -321,12 +254,9 @@ def test_a_tree_with_uncommitted_code_is_not_published(house):
         report.main(["--publish"])
 
 
-def test_a_page_without_the_marks_is_one_clear_line():
+def test_a_page_without_marks_and_a_folder_without_rows_are_one_clear_line():
     Path("page.md").write_text("<!-- x -->\n")
     with pytest.raises(data.InputError, match="page.md lacks the marks of x"):
         report.insert(Path("page.md"), "x", "text")
-
-
-def test_nothing_to_report_is_one_clear_line():
     with pytest.raises(data.InputError, match="no row of any table"):
         report.main(["runs"])
