@@ -82,6 +82,7 @@ class Known(NamedTuple):
     name: str  # its one spelling: glyphs-shift-0.40 is glyphs-shift
     load: Callable  # seed, data_dir -> Task
     recipe: dict  # how student and ceiling are trained where no flag says otherwise
+    has_files: bool = False  # whether it reads data_dir
 
 
 def load(name: str, seed: int, data_dir: str | None = None) -> Task:
@@ -103,14 +104,15 @@ def resolve(name: str) -> Known:
             name = f"glyphs-shift-{severity:g}".removesuffix(f"-{SEVERITY}") if severity else "glyphs"
             return Known(name, lambda seed, _: rendered(severity, seed), HEAD)
         case ["mnist", "usps"] | ["usps", "mnist"]:
-            return Known(name, lambda seed, folder: handwritten(*name.split("-"), seed, folder), HEAD)
+            return Known(name, lambda *given: handwritten(*name.split("-"), *given), HEAD, has_files=True)
         case ["reviews" | "preferences"] | ["reviews" | "preferences", "shift"]:
             return Known(name, lambda seed, _: generated_text(name, seed), HEAD)
-        case ["amazon", *domains] if len({*domains}) == 2 and all(map(str.isidentifier, domains)):
-            return Known(name, lambda *given: real_text("text", files.reviews, *domains, *given), HEAD)
+        case ["amazon", source, target] if source != target and source and target:
+            reviews = ("text", files.reviews, source, target)
+            return Known(name, lambda *given: real_text(*reviews, *given), HEAD, has_files=True)
         case ["hh", "helpful", "harmless"]:
-            source = ("preference", files.dialogues, "helpful-base", "harmless-base")
-            return Known(name, lambda *given: real_text(*source, *given), HEAD)
+            dialogues = ("preference", files.dialogues, "helpful-base", "harmless-base")
+            return Known(name, lambda *given: real_text(*dialogues, *given), HEAD, has_files=True)
         case ["glyphs", "noisy", "symmetric" | "asymmetric" as kind, rate] if share(rate) is not None:
             rate, setting = share(rate), labelled.SETTINGS[f"glyphs-noisy-{kind}"]
             name = f"glyphs-noisy-{kind}-{rate:g}"
@@ -118,7 +120,7 @@ def resolve(name: str) -> Known:
         case _ if name in labelled.SETTINGS and "noisy" not in name:
             setting = labelled.SETTINGS[name]
             if name.startswith("cifar100"):
-                return Known(name, lambda seed, folder: cifar100(setting, seed, folder), setting.recipe)
+                return Known(name, lambda *given: cifar100(setting, *given), setting.recipe, has_files=True)
             return Known(name, lambda seed, _: labelled_glyphs(setting, seed), setting.recipe)
     known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)"]
     known += ["mnist-usps", "usps-mnist", "amazon-SOURCE-TARGET", "hh-helpful-harmless"]
@@ -136,8 +138,9 @@ def fingerprint(path: str | Path) -> str:
     path, digest = Path(path), hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(path)} {len(content)} ".encode() + content)
+            with open(file, "rb") as content:
+                own = hashlib.file_digest(content, "sha256").hexdigest()
+            digest.update(f"{own} {file.relative_to(path)}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -108,15 +108,16 @@ def missing(parser, argv, resolve=data.resolve):
     The identity names only the flags that differ from the defaults and from the task's recipe."""
     args = parser.parse_args(argv)
     elsewhere = ("task", "seeds", "data_dir", "out", "device")
+    store.commit()  # now, as this is the code that runs
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
     for each in known:
         usual = vars(parser.parse_args([])) | each.recipe
         own = usual | {key: value for key, value in vars(args).items() if value is not None}
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
+        folder = args.data_dir if each.has_files else None
         for seed in args.seeds:
-            place = (Path(parser.prog).stem, each.name, seed, args.data_dir, args.device)
-            identity = store.identity(*place, given)
+            identity = store.identity(Path(parser.prog).stem, each.name, seed, folder, args.device, given)
             if row := store.find_row(args.out, identity):
                 print(json.dumps(row), flush=True)
             else:

@@ -290,7 +290,7 @@ def supervise(known: data.Known, seed: int, folder, device: str, steps: int, tex
         task = standardise(known.load(seed, folder))
     else:
         key = {"name": known.name, "seed": seed, "device": device, "steps": steps}
-        key |= {"data": folder and data.fingerprint(folder)}
+        key |= {"data": data.fingerprint(folder) if folder and known.has_files else None}
         key |= {"text_encoder": text_encoder and data.row_name(text_encoder)}
         make = label_and_encode if known.recipe is data.HEAD else label_by_teacher
         arguments = (seed, device, steps, text_encoder)
@@ -316,8 +316,8 @@ def standardise(task: data.Task) -> data.Task:
 
 
 def label_and_encode(task: data.Task, seed, device, steps, text_encoder) -> data.Task:
-    """A task of a linear head, with weak labels and features. The features, of deviation 1, are in float16:
-    they are most of what is in the cache."""
+    """A task of a linear head, with weak labels and features. The features, of deviation 1, are rounded to
+    float16: they are most of what is in the cache."""
     if text_encoder and task.kind != "image":
         task = task._replace(encoder=text_encoder)
     if task.kind == "image":

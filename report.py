@@ -79,7 +79,7 @@ def tabulate(rows: list[dict], columns_of) -> Table:
         contents[row["task"]].add(row["data"])
     for row in sorted(rows, key=lambda row: row["seed"]):
         flags, columns = dict(row["flags"]), columns_of(row)
-        own = [str(row["data"])[:6]] if len(contents[row["task"]]) > 1 else []
+        own = [row["data"][:6]] if row["data"] and len(contents[row["task"]]) > 1 else []
         own += [flags.pop(key) for key in ("text_encoder", "policy") if key in flags]
         for name, (method, wanted, *_) in columns.items():
             if (row["method"], flags) == (method, wanted) and row["seed"] in evaluate.DEFAULT_SEEDS:
@@ -385,10 +385,14 @@ def insert(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{start}{text}\n{end}{after}")
 
 
+def is_committed(row: dict) -> bool:
+    return bool(row["commit"]) and not row["commit"].endswith("-dirty")
+
+
 def check(sources: list[tuple]) -> None:
     """Raises InputError where rows cannot be compared, or where the commit does not name the code."""
-    problem = f"rows of {sources}, not of version {store.VERSION} on one torch and device alone"
-    if len(sources) == 1 and sources[0][0] == store.VERSION:
+    problem = f"rows of {sources}: of several torch or devices, or of code that was not committed"
+    if len(sources) == 1 and sources[0][2]:
         command = ["git", "-C", HERE, "status", "--porcelain", "--", "*.py"]
         done = subprocess.run(command, capture_output=True, text=True)
         problem = done.stderr or (done.stdout and f"code is not committed:\n{done.stdout}")
@@ -402,6 +406,7 @@ def main(argv=None) -> None:
     parser.add_argument("--publish", action="store_true", help="write results/ and README.md's table")
     args = parser.parse_args(argv)
     rows = [row for path in sorted(args.folder.glob("*.jsonl")) for row in store.read_rows(path)]
+    rows = [row for row in rows if row.get("version") == store.VERSION]
     heads = tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)
     settings, policies = tabulate(rows, settings_columns), tabulate(rows, lambda _: POLICIES)
     for line, columns in list(settings.items()):
@@ -410,10 +415,10 @@ def main(argv=None) -> None:
     found = {}
     for part, table in {"rows": heads, "settings": settings, "alignment": policies}.items():
         found[part] = [row for columns in table.values() for own in columns.values() for row in own.values()]
-    sources = sorted({(row["version"], row["torch"], row["device"]) for row in sum(found.values(), [])})
+    sources = sorted({(r["torch"], r["device"], is_committed(r)) for r in sum(found.values(), [])})
     if not sources:
         raise data.InputError(f"no row of any table in {args.folder}/*.jsonl: run a method first")
-    print(f"rows of (version, torch, device): {sources}\n")
+    print(f"rows of (torch, device, committed code): {sources}\n")
     if args.publish:
         check(sources)
     texts = main_tables(heads) | settings_tables(settings) | alignment_tables(policies)

@@ -13,11 +13,14 @@ esac
 source ./setup.sh
 out=${OUT:-runs}
 
-# The commands of standard input, two at a time on one thread each: small networks train faster so than on two
-# threads. What several of them need is computed by the first, and the others wait for it.
-together() {
-    OMP_NUM_THREADS=1 xargs -t -P 2 -I COMMAND sh -c "exec '$PYTHON' methods/COMMAND --out '$out' >/dev/null"
+# Runs the commands of standard input, $1 at a time.
+commands() {
+    export PYTHON out
+    xargs -t -P "$1" -L 1 sh -c 'exec "$PYTHON" methods/"$@" --out "$out" >/dev/null' sh
 }
+# Small networks and linear heads train faster two at a time on one thread each than one at a time on two. What
+# several of them need is computed by the first, and the others wait for it.
+together() { OMP_NUM_THREADS=1 commands 2; }
 
 case "${1:-}" in
 "")
@@ -53,7 +56,7 @@ raven_dpo.py --supervision gold
 END
     ;;
 cifar100)
-    together <<'END'
+    commands 1 <<'END'
 naive.py --task cifar100-distill
 confidence.py --task cifar100-distill
 adaptive_confidence.py --task cifar100-distill --temperature 0.5 --beta-ramp 0

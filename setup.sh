@@ -2,8 +2,9 @@
 # PYTHON=... names another one: it is used as it is if it has the packages, else .venv is made with it.
 given=${PYTHON:-python3}
 command -v "$given" >/dev/null || { echo "no interpreter $given: name one by PYTHON=/path/to/python" >&2; exit 1; }
-has_packages='import sys, importlib.util as u
-sys.exit(not all(map(u.find_spec, "torch torchvision numpy tqdm matplotlib pytest".split())))'
+has_packages='import sys, importlib.util as u, importlib.metadata as m
+sys.exit(not all(map(u.find_spec, "torch torchvision numpy tqdm matplotlib pytest".split())) or
+         tuple(map(int, m.version("torch").split(".")[:2])) < (2, 6))'
 
 if [ -z "${PYTHON:-}" ] || ! "$PYTHON" -c "$has_packages"; then
     PYTHON=$PWD/.venv/bin/python

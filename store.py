@@ -79,7 +79,10 @@ def identity(method: str, task: str, seed: int, folder: str | None, device: str,
 def commit() -> str | None:
     """The commit of this code, "-dirty" if it was changed since; None outside a git repository."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None
 
 
@@ -87,7 +90,7 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a .jsonl file, none if there is no file. Raises InputError on a line that is no row."""
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        if not all({"method", "task", "seed", "version", "flags"} <= row.keys() for row in rows):
+        if not all({"method", "task", "seed", "flags"} <= row.keys() for row in rows):
             raise ValueError("a field is missing")
     except (ValueError, AttributeError) as error:
         raise data.InputError(f"{path} has a line that is no row; mend or remove it ({error})") from error

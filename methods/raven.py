@@ -31,7 +31,7 @@ here, a policy in raven_dpo.py; where a task hands out labels, their cross-entro
 
     python methods/raven.py --task glyphs-shift
 
-student .950, PGR .91 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
+student .949, PGR .91 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
 """
 
 import torch
@@ -82,7 +82,7 @@ def project(weights: torch.Tensor) -> torch.Tensor:
 
 
 def train_student(
-    student, batches, epochs: int, optimizer, schedule, num_weak: int = 3, weight_lr: float = 1e-3,
+    student, batches, epochs: int, optimizer, schedule, num_weak: int, weight_lr: float = 1e-3,
     easy_phase: float = 0.2, combination=combine, loss_of=raven_loss,
 ) -> torch.Tensor:  # fmt: skip
     """Trains the student in place, and the weights with it (SGD). Returns the weights before the first and
@@ -148,7 +148,7 @@ def main(argv=None) -> None:
 if __name__ == "__main__":
     import sys
 
-    sys.path.append(sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
+    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
     import evaluate
 
     evaluate.run(main)

@@ -131,6 +131,7 @@ def train_policy(
             if step % 10 == 0 or step == steps - 1:
                 state = {"step": step, "weights": weights.tolist()}
                 history.append(state | dict(zip(("chosen", "rejected"), ratios.mean(0).tolist())))
+    optimizer.zero_grad()  # frees the gradients
     return history
 
 
@@ -164,7 +165,7 @@ def main(argv=None) -> None:
 if __name__ == "__main__":
     import sys
 
-    sys.path.append(sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
+    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
     import evaluate
 
     evaluate.run(main)

@@ -104,6 +104,8 @@ def train(method, weak_probs, labels=None, epochs=4, lr=1e-2, **settings):
     parts = [features(len(weak_probs)), weak_probs, *([] if labels is None else [labels])]
     batches = models.Batches(parts, 32, seed=0)
     optimizer, schedule = models.make_optimizer("adam", student, lr, epochs * len(batches))
+    if method.__name__ == "raven":
+        settings["num_weak"] = weak_probs.shape[1]
     returned = method.train_student(student, batches, epochs, optimizer, schedule, **settings)
     return student.weight.detach(), returned
 

@@ -25,7 +25,8 @@ for name in "naive", "confidence", "adaptive_confidence", "raven":
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     batches = DataLoader(TensorDataset(images, targets), batch_size=20, shuffle=True)
-    method.train_student(student, batches, 20, optimizer, schedule)
+    more = {"num_weak": 3} if name == "raven" else {}
+    method.train_student(student, batches, 20, optimizer, schedule, **more)
     print(name, (student(images).argmax(-1) == truth).float().mean().item())
 
 method = __import__("raven_dpo")

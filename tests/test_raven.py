@@ -172,7 +172,7 @@ def test_without_weight_steps_and_easy_phase_it_is_the_ensemble():
 
 def test_with_one_weak_model_it_is_naive():
     weak_probs = make_problem(m=1)
-    head, history = train(raven, weak_probs, weight_lr=0.1, easy_phase=0.5, num_weak=1)
+    head, history = train(raven, weak_probs, weight_lr=0.1, easy_phase=0.5)
     torch.testing.assert_close(head, train(naive, weak_probs[:, 0])[0], rtol=1e-4, atol=1e-5)
     assert (history == 1).all()
 

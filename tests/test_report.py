@@ -17,7 +17,8 @@ MARKS = "scores differences settings ablation alignment samples".split()
 
 def make_row(method, seed, student, task="glyphs", flags=None, **more):
     row = {"method": method, "task": task, "data": None, "seed": seed, "flags": flags or {}}
-    row |= {"version": store.VERSION, "torch": "0", "device": "cpu", "kind": "image", "setting": None}
+    row |= {"version": store.VERSION, "torch": "0", "device": "cpu", "commit": "c", "setting": None}
+    row |= {"kind": "image"}
     row |= {"encoder": "e", "weak_models": ["a", "b", "c"], "weak": [0.5, 0.6, 0.7], "ceiling": 0.9}
     row |= {"weak_confidence": [0.5] * 3, "student": student, "pgr": (student - 0.6) / 0.3}
     if method == "raven":
@@ -231,21 +232,26 @@ def test_publishing(house, capsys):
 def test_without_publishing_all_stays_in_the_folder_of_the_rows(house, capsys):
     """And settings, tasks without labels and trials of b on others each have their place."""
     rows = settings_rows("glyphs-distill", "distillation") + settings_rows("reviews-shift", None)
-    write([row | {"version": -1} for row in rows + settings_rows("mnist-usps", None)])
+    write(rows + settings_rows("mnist-usps", None))
     report.main([])
     assert Path("runs/settings.png").read_bytes()[:4] == b"\x89PNG"
     assert "old" in Path("README.md").read_text() and not Path("results/settings.png").exists()
     printed = capsys.readouterr().out
-    assert "glyphs-distill" not in printed.split("settings:")[0] and "[(-1, '0', 'cpu')]" in printed
+    assert "glyphs-distill" not in printed.split("settings:")[0] and "[('0', 'cpu', True)]" in printed
     assert "reviews-shift" in printed.split("ablation:")[1] and "mnist" not in printed.split("settings:")[1]
 
 
-@pytest.mark.parametrize("other", [{"version": -1}, {"torch": "1"}, {"device": "cuda"}])
-def test_rows_of_several_kinds_or_another_version_are_not_published(house, other):
-    for rows in ([house[0] | other, *house[1:]], [row | {"version": store.VERSION + 1} for row in house]):
-        write(rows)
-        with pytest.raises(data.InputError, match="not published: rows of"):
-            report.main(["--publish"])
+@pytest.mark.parametrize("other", [{"torch": "1"}, {"device": "cuda"}, {"commit": "1-dirty"}, {"commit": None}])
+def test_rows_of_several_kinds_or_of_uncommitted_code_are_not_published(house, other):
+    write([house[0] | other, *house[1:]])
+    with pytest.raises(data.InputError, match="not published: rows of"):
+        report.main(["--publish"])
+
+
+def test_rows_of_another_version_or_of_none_do_not_count(house):
+    write([row | {"version": store.VERSION + 1} for row in house[1:]] + [house[0] | {"version": None}])
+    with pytest.raises(data.InputError, match="no row of any table"):
+        report.main([])
 
 
 def test_a_tree_with_uncommitted_code_is_not_published(house):
