@@ -25,10 +25,11 @@ together() { OMP_NUM_THREADS=1 commands 2; }
 case "${1:-}" in
 "")
     together <<'END'
-naive.py --task reviews reviews-shift preferences
+naive.py --task reviews reviews-shift
 naive.py --task glyphs glyphs-shift
-naive.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
+naive.py --task preferences
 naive.py --task preferences-shift
+naive.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 END
     together <<'END'
 naive.py --supervision mean
