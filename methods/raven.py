@@ -23,8 +23,7 @@ y = softmax(sum_m theta_m log q_m), where log q_m stands for the weak model's lo
 
 In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. L is linear in
 theta where probabilities are combined: the weights drift towards a vertex, as far as eta_W times the steps
-let them. And a weak model with sharp labels is easy to follow whether or not it is right: look at `weights`
-beside `weak` in the rows.
+let them. And a weak model with sharp labels is easy to follow whether or not it is right.
 
 Differences from the paper: one setting for all tasks, not a search for each; preferences train a reward model
 here, a policy in raven_dpo.py; where a task hands out labels, their cross-entropy is added, unmasked.
@@ -138,8 +137,8 @@ def main(argv=None) -> None:
         weight_history = train_student(student, **training, **own)
         easy, final = unanimous(weak_probs), weight_history[-1]
         evaluate.report(
-            problem, [student], [own["combination"](task.test.weak_probs, final)],
-            combined=combined, weights=final.tolist(), weight_history=weight_history.tolist(),
+            problem, [student], [own["combination"](task.test.weak_probs, final)], combined=combined,
+            weights=final.tolist(), weight_history=weight_history.tolist(),
             easy_fraction=easy.double().mean().item(),
             easy_classes=weak_probs[easy, 0].argmax(-1).bincount(minlength=task.num_classes).tolist(),
         )  # fmt: skip

@@ -1,7 +1,6 @@
 import math
 
 import naive
-import pytest
 import torch
 from conftest import gradient, random_problem, train
 

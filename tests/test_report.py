@@ -241,7 +241,10 @@ def test_without_publishing_all_stays_in_the_folder_of_the_rows(house, capsys):
     assert "reviews-shift" in printed.split("ablation:")[1] and "mnist" not in printed.split("settings:")[1]
 
 
-@pytest.mark.parametrize("other", [{"torch": "1"}, {"device": "cuda"}, {"commit": "1-dirty"}, {"commit": None}])
+OTHERS = [{"torch": "1"}, {"device": "cuda"}, {"commit": "1-dirty"}, {"commit": None}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_rows_of_several_kinds_or_of_uncommitted_code_are_not_published(house, other):
     write([house[0] | other, *house[1:]])
     with pytest.raises(data.InputError, match="not published: rows of"):
