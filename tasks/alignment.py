@@ -1,17 +1,13 @@
 """Alignment: policies that write responses, reward models that compare them, and what is true.
 
-    prepare(task, seed, ...) -> Alignment
-
     reviews-dpo           The transformer of text.py writes reviews of phones, kitchenware and hotels; its
                           reward models know books, films and games. The truth: favourable, well-formed.
     hh-helpful-harmless   Any Hugging Face causal model, the preferences of HH-RLHF; its reward models know
                           helpfulness. The truth: harmlessness, as far as labelled pairs teach it.
 
-A policy is a module with tokens (N, L) -> logits (N, L, vocabulary), the methods `prompt_ids`, `write` and
-`decode`, and the numbers `end` (of the token after a response), `longest` (response, in tokens), `read_batch`
-and `write_batch` (sequences that it reads or writes at a time). Sequences are padded on the right, where no
-real token of a causal model sees it, and `response` marks the tokens that are the policy's own: padding never
-counts.
+A policy is a module with tokens (N, L) -> logits (N, L, V), the methods `prompt_ids`, `write` and `decode`,
+and the numbers `end` (the token after a response), `longest` (response, in tokens), `read_batch` and
+`write_batch` (sequences at a time). Padding is on the right, where no real token of a causal model sees it.
 """
 
 import copy
@@ -20,6 +16,7 @@ import math
 import random
 import re
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from statistics import mean
 from typing import NamedTuple
@@ -56,17 +53,12 @@ class Alignment(NamedTuple):
     rewards: torch.Tensor  # (N, 2, M), by M reward models
     gold: torch.Tensor  # (N, 2), the truth
     reward_models: list[str]  # their M names
-    prompts: dict[str, list[str]]  # held out: "val" and "test"
+    prompts: dict[str, list[str]]  # of "val" and "test", held out
     judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,) bool
 
 
-class Responses(NamedTuple):
-    """What a policy writes for N held-out prompts."""
-
-    texts: list[str]
-    sequences: Sequences
-    gold: torch.Tensor  # (N,)
-    well_formed: torch.Tensor  # (N,) bool
+# What a policy writes for N held-out prompts: a list, Sequences, gold reward (N,), bool (N,).
+Responses = namedtuple("Responses", "texts sequences gold well_formed")
 
 
 def resolve(task: str) -> data.Known:
@@ -77,8 +69,7 @@ def resolve(task: str) -> data.Known:
 
 
 def prepare(name: str, args) -> Alignment:
-    """args: the flags, and a seed, which draws the pairs and what the reward models learn from. Raises
-    data.InputError."""
+    """args: the flags, and a seed, which draws the pairs and what the reward models learn from."""
     if name == "reviews-dpo":
         if args.policy or args.data_dir:
             raise data.InputError(f"{name} has a policy of its own and no files: no --policy, no --data-dir")
@@ -125,9 +116,7 @@ def respond(policy: nn.Module, task: Alignment, split: str, trained: bool) -> Re
 
 
 def token_kl(logits: torch.Tensor, reference_logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """KL(pi || ref) of the next token, in nats, at each of the K tokens of responses that pi has written.
-
-    logits of pi and of ref (N, L, V), response bool (N, L) -> (K,)."""
+    """KL(pi || ref) in nats at each of the K tokens that pi wrote: logits (N, L, V), bool (N, L) -> (K,)."""
     own = (each[:, :-1][response[:, 1:]] for each in (logits, reference_logits))
     log_p, log_q = (each.to(torch.promote_types(each.dtype, torch.float32)).log_softmax(-1) for each in own)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -186,39 +175,43 @@ def report(task: Alignment, args, identity: dict, train: Callable, own: dict, ea
     print(json.dumps(store.save_row(args.out, identity, row | results[0])), flush=True)
 
 
-# ----------------------------------------------------------------------------- reviews: prompts, gold reward
+# ---------------------------------------------------------------------------------------------------- reviews
 
-PLACES = {product: name for name, place in text.DOMAINS.items() for product in place.products}
+# Of each product: its domain's name and aspects, all words of praise and all of blame.
+PRODUCTS = {
+    product: (domain, place.aspects, place.praise + text.PRAISE, place.blame + text.BLAME)
+    for domain, place in text.DOMAINS.items()
+    for product in place.products
+}
 JOINT, STATEMENT = r" (,|and|but) ", rf"(?:({'|'.join(text.NEGATIONS)}) )?(\w+) (\w+)"
 
 
 def all_prompts(domains: list[str]) -> list[str]:
     """Every product, aspect and (favourable) wish: "kettle lid solid :", "kettle lid not leaky :"."""
     found = []
-    for place in map(text.DOMAINS.get, domains):
-        wishes = place.praise + text.PRAISE
-        wishes += [f"{no} {word}" for no in text.NEGATIONS for word in place.blame + text.BLAME]
-        found += [f"{p} {a} {wish} :" for p in place.products for a in place.aspects for wish in wishes]
+    for product, (domain, aspects, praise, blame) in PRODUCTS.items():
+        if domain in domains:
+            wishes = praise + [f"{no} {word}" for no in text.NEGATIONS for word in blame]
+            found += [f"{product} {aspect} {wish} :" for aspect in aspects for wish in wishes]
     return found
 
 
 def target_prompts() -> dict[str, list[str]]:
     """All prompts of the target domains in three parts, the same ones for all seeds."""
-    found = all_prompts(text.TARGET)
+    found, held_out = all_prompts(text.TARGET), NUM_TEST + NUM_VAL
     random.Random("prompts").shuffle(found)
-    parts = {"test": found[:NUM_TEST], "val": found[NUM_TEST:][:NUM_VAL]}
-    return parts | {"train": found[NUM_TEST + NUM_VAL :]}
+    return {"test": found[:NUM_TEST], "val": found[NUM_TEST:held_out], "train": found[held_out:]}
 
 
 def written(prompt: str, rng: random.Random) -> str:
     """A review by the generator, in any mood, whose first statement grants the wish or denies it:
     to "kettle lid not leaky :" it begins with "not leaky lid" or "leaky lid"."""
     product, aspect, *negation, word, _ = prompt.split()
-    place = text.DOMAINS[PLACES[product]]
-    response = text.review([PLACES[product]], rng)[0].split(" : ")[1]
+    domain, _, praise, _ = PRODUCTS[product]
+    response = text.review([domain], rng)[0].split(" : ")[1]
     first, joint, others = re.split(JOINT, response, maxsplit=1)
     refused, said, _ = re.fullmatch(STATEMENT, first).groups()
-    if (said in place.praise + text.PRAISE) == bool(refused):  # not granted
+    if (said in praise) == bool(refused):  # not granted
         negation = [] if negation else [rng.choice(text.NEGATIONS)]
     return " ".join([*negation, word, aspect, joint, others])
 
@@ -231,15 +224,14 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
     word of its domain, the first on the asked aspect in the word of the wish, and "and" or "but" before it is
     in its place."""
     product, asked, *_, wish, _ = prompt.split()
-    place = text.DOMAINS[PLACES[product]]
-    praise, blame = place.praise + text.PRAISE, place.blame + text.BLAME
+    _, aspects, praise, blame = PRODUCTS[product]
     first, *others = re.split(JOINT, response.removesuffix(" ."))
     minds, sound = [], []
     for joint, part in [(None, first), *zip(others[::2], others[1::2])]:
         match = re.fullmatch(STATEMENT, part)
         negation, word, aspect = match.groups() if match else (None, None, None)
         minds.append((word in praise) != bool(negation) if word in praise + blame else None)
-        on_topic = aspect in place.aspects if joint else (word, aspect) == (wish, asked)
+        on_topic = aspect in aspects if joint else (word, aspect) == (wish, asked)
         free = joint in (None, ",") or minds[-2] is None  # nothing to be joined to
         right_joint = free or (joint == "and") == (minds[-1] == minds[-2])
         sound.append(minds[-1] is not None and on_topic and right_joint)
@@ -251,9 +243,6 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
 def judge_reviews(prompts: list[str], responses: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     rewards, well_formed = zip(*map(gold_reward, prompts, responses))
     return torch.tensor(rewards), torch.tensor(well_formed)
-
-
-# ------------------------------------------------------------------------------------- reviews: the policy
 
 
 class ReviewPolicy(nn.Module):
@@ -332,8 +321,7 @@ def reward_model(domain: str, seed: int, device: str) -> Callable:
 
 
 def sample_pairs(policy: ReviewPolicy, seed: int, device: str) -> list[torch.Tensor]:
-    """Two responses of the policy to each training prompt, and what the reward models and the truth say:
-    tokens and response (N, 2, L), rewards (N, 2, M), gold (N, 2)."""
+    """Two responses to each training prompt: tokens, response (N, 2, L), rewards (N, 2, M), gold (N, 2)."""
     both = [prompt for prompt in target_prompts()["train"] for _ in range(2)]
     sequences = sample(policy, both, seed)
     responses = texts(policy, sequences)
@@ -348,11 +336,10 @@ def reviews(seed: int, device: str, steps: int) -> Alignment:
     policy.to(device).eval()
     found = store.cached("pairs", lambda: sample_pairs(policy, seed, device), seed=seed, **key)
     *pairs, rewards, gold = (each.to(device) for each in found)
-    held_out = {split: target_prompts()[split] for split in ("val", "test")}
-    return Alignment(policy, Sequences(*pairs), rewards, gold, text.SOURCE, held_out, judge_reviews)
+    return Alignment(policy, Sequences(*pairs), rewards, gold, text.SOURCE, target_prompts(), judge_reviews)
 
 
-# --------------------------------------------------------------------------- dialogues: any causal model
+# -------------------------------------------------------------------------------------------------- dialogues
 
 
 class PretrainedPolicy(nn.Module):
@@ -367,13 +354,10 @@ class PretrainedPolicy(nn.Module):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(name).float().eval()
         self.end = self.tokenizer.eos_token_id
         if self.end is None:
-            raise ValueError("its tokenizer has no end of text")
-        length = self.longest_prompt + self.longest
-        if getattr(self.model.config, "max_position_embeddings", length) < length:
-            raise ValueError(f"it reads fewer than {length} tokens")
+            raise data.InputError(f"--policy {name}: its tokenizer has no end of text")
+        self.model = AutoModelForCausalLM.from_pretrained(name).float().eval()
         # A checkpoint's own may bring repetition penalties and the like: samples of another distribution.
         self.model.generation_config = GenerationConfig()
 
@@ -419,24 +403,18 @@ def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: st
 
 def dialogues(seed: int, folder, device: str, name: str) -> Alignment:
     """HH-RLHF. The reward models are heads on the policy's own frozen features, trained on pairs that say
-    which answer is the more helpful: all of them; with 30 % of the labels replaced; a quarter. The pairs to
-    train the policy on are the data set's; the truth about them is its labels. A new response is judged by
-    one more such head, trained on the target's labels: it shares its features, and so their errors, with
-    the reward models. The policy should know how to answer: a base model goes on to write the next
-    question, and only what is before that is judged."""
+    which answer is the more helpful: all; with 30 % of the labels replaced; a quarter. The policy's pairs and
+    the truth about them are the data set's. A new response is judged by one more such head, trained on the
+    target's labels: it shares its features, and so their errors, with the reward models. A base model goes on
+    to write the next question: only what is before that is judged."""
     task = data.load("hh-helpful-harmless", seed, folder)
-    try:
-        policy = PretrainedPolicy(name).to(device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise data.InputError(f"cannot use --policy {name}: {reason}") from error
-
-    def features(split):
-        return models.unflat(models.read(name, models.flat(split.x), device), True)
-
-    y, own = task.weak_train.y, features(task.strong_train)
+    own, known = (
+        models.unflat(models.read(name, models.flat(split.x), device), True)  # first: it may not be there
+        for split in (task.strong_train, task.weak_train)
+    )
+    policy, y = PretrainedPolicy(name).to(device), task.weak_train.y
     noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(seed))
-    reward = reward_heads(features(task.weak_train), [y, noisy, y[: -(-len(y) // 4)]], device)
+    reward = reward_heads(known, [y, noisy, y[: -(-len(y) // 4)]], device)
     truth = reward_heads(own, [task.strong_train.y], device)
 
     def parts(dialogue):  # "...\n\nAssistant:" and what follows
@@ -451,9 +429,9 @@ def dialogues(seed: int, folder, device: str, name: str) -> Alignment:
 
     asked, answers = zip(*map(parts, models.flat(task.strong_train.x)))
     pairs = collate(list(map(policy.prompt_ids, asked)), list(map(policy.response_ids, asked, answers)))
-    held_out = [dict.fromkeys(parts(first)[0] for first, _ in split.x) for split in (task.val, task.test)]
-    held_out = {"val": list(held_out[0])[:NUM_VAL], "test": list(held_out[1])[:NUM_TEST]}
     pairs = Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs))
+    val, test = (list(dict.fromkeys(parts(a)[0] for a, _ in split.x)) for split in (task.val, task.test))
+    prompts = {"val": val[:NUM_VAL], "test": test[:NUM_TEST]}
     rewards = reward(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device)
     gold = F.one_hot(task.strong_train.y, 2).float().to(device)
-    return Alignment(policy, pairs, rewards, gold, ["all", "noisy", "few"], held_out, judge)
+    return Alignment(policy, pairs, rewards, gold, ["all", "noisy", "few"], prompts, judge)
