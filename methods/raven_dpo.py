@@ -19,8 +19,8 @@ policy. First, in the easy phase, plain DPO on the pairs that all rank alike, wh
     eta_W | weight_lr               plain SGD, constant rate
 
 With m the sigmoid's argument, dL/dtheta_j = mean_i -sigmoid(-m) (l_c + l_r) b_c b_r [r_j(y_c) - r_j(y_r)].
-Where both log-ratios fall, as they often do in DPO, weight leaves the reward models that agree with the
-choice, most the clearest; Eq. 13 takes relatively most from the smallest. Nothing here asks who is right.
+Where both log-ratios fall, as often in DPO, weight leaves the reward models that agree with the choice, most
+the clearest; Eq. 13 takes relatively most from the smallest. Nothing here asks who is right.
 
 Differences: the paper's code has -log sigmoid(b_c (l_c - l_r)), `--form code`, where weight moves the other
 way; the easy phase is a share of the steps, not of the few epochs; the policy is a small transformer on
