@@ -219,6 +219,8 @@ def dialogue_files(tmp_path):
 def test_a_pretrained_policy_in_any_company(checkpoint):
     """Log-probabilities with and without padding; sampling from prompts of different lengths."""
     policy = alignment.PretrainedPolicy(checkpoint)
+    for weight in policy.parameters():
+        weight.data.mul_(10 if weight.dim() > 1 else 1)  # so that what was read matters
     prompts, responses = ["Human : how", "Human : how are you Assistant :"], [" good", " fine yes maybe no"]
     ids = list(map(policy.prompt_ids, prompts))
     sequences = alignment.collate(ids, list(map(policy.response_ids, prompts, responses)))

@@ -158,8 +158,10 @@ def figures(policy, task):
 
 def test_a_toy_policy_improves():
     task = toy()
-    scores = figures(train(task, lr=0.1)[0], task)
+    policy, history = train(task, lr=0.1)
+    scores = figures(policy, task)
     assert scores["win_rate"] - scores["win_interval"] > 0.6 and scores["kl"] > 0.01
+    assert history[-1]["chosen"] > history[-1]["rejected"]
 
 
 @pytest.mark.parametrize("micro_batch", [32, 3])
