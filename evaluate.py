@@ -36,21 +36,15 @@ class Problem(NamedTuple):
     begun: float  # time.perf_counter() when it was handed out
 
 
-# ------------------------------------------------------------------------------------------------------ flags
-
-
 def number(kind: type, low: float, high: float = 2**31 - 1):
     """An argparse type: a number of that kind in [low, high]."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
+        if not low <= (value := kind(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return value
 
+    parse.__name__ = kind.__name__  # argparse's own error names it
     return parse
 
 
@@ -60,19 +54,16 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
     return name
 
 
 def flags(file: str, about: str) -> argparse.ArgumentParser:
     """The flags of every script, whose file and docstring are given."""
-    parser = argparse.ArgumentParser(
-        prog=Path(file).name,
-        usage=argparse.SUPPRESS,  # else an error would print it before its one line
-        description=about.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(Path(file).name, description=about.splitlines()[0])
+    parser.usage = argparse.SUPPRESS  # else an error would print it before its one line
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("--task", nargs="+", default=data.EMBEDDED, help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=DEFAULT_SEEDS, help="a row per task and seed")
@@ -97,9 +88,6 @@ def run(main) -> None:
     except (data.InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-# -------------------------------------------------------------------------------------------- tasks and seeds
 
 
 def missing(parser, argv, resolve=data.resolve):
@@ -136,9 +124,6 @@ def problems(parser, argv=None):
         yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())
 
 
-# --------------------------------------------------------------------------------------------------- training
-
-
 def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
     """What each of S students learns from, (N, C) each: the labels of every weak model, or their mean."""
     weak_probs = getattr(problem.task, split).weak_probs
@@ -149,13 +134,12 @@ def start(problem: Problem, weak_probs: torch.Tensor) -> tuple[torch.nn.Module, 
     """The seed's initial student, and what else training on weak_probs (N, C) or (N, M, C) takes."""
     task, args = problem.task, problem.args
     student = models.make_student(task, args.seed)
-    parts = [task.strong_train.x, weak_probs, task.strong_train.labels]
-    parts = [part for part in parts if part is not None]
+    x, _, _, labels = task.strong_train
+    parts = [x, weak_probs] if labels is None else [x, weak_probs, labels]
     batches = models.Batches(parts, args.batch_size, args.seed, models.make_view(task))
     steps = args.epochs * len(batches)
     optimizer, schedule = models.make_optimizer(args.optimizer, student, args.lr, steps, fused=True)
-    training = {"batches": batches, "epochs": args.epochs, "optimizer": optimizer, "schedule": schedule}
-    return student, training
+    return student, {"batches": batches, "epochs": args.epochs, "optimizer": optimizer, "schedule": schedule}
 
 
 def loss_of(problem: Problem, loss, argnums: tuple[int, ...] = (0,)):
@@ -192,9 +176,6 @@ def compiled(loss, argnums: tuple[int, ...] = (0,)):
     return Compiled.apply
 
 
-# ----------------------------------------------------------------------------------------------------- scores
-
-
 def accuracy(scores: torch.Tensor, y: torch.Tensor) -> float:
     """scores (N, C), y (N,) -> share of correct argmaxes."""
     return (scores.argmax(-1) == y).double().mean().item()
@@ -208,36 +189,34 @@ def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
 
 
 def train_ceiling(problem: Problem, targets: str = "y") -> torch.nn.Module:
-    """The same student, trained on the ground truth of strong_train, or on the "labels" handed out alone: the
-    same for all methods, and kept in the cache."""
+    """The same student, trained on the ground truth "y" of strong_train, or on its "labels" alone."""
     task, args = problem.task, problem.args
     student = models.make_student(task, args.seed)
-    recipe = {"epochs": args.epochs, "lr": args.ceiling_lr, "batch_size": args.batch_size}
-    recipe |= {"optimizer": args.optimizer, "seed": args.seed}
+    recipe = {name: getattr(args, name) for name in ("epochs", "batch_size", "optimizer", "seed")}
+    recipe["lr"] = args.ceiling_lr
     key = {name: problem.identity[name] for name in ("task", "data", "device")}
     key |= {"steps": args.encoder_steps, "encoder": task.encoder, "targets": targets, "recipe": recipe}
 
     def train():
-        y, more = getattr(task.strong_train, targets), {"view": models.make_view(task), "progress": "ceiling"}
-        return models.fit(student, task.strong_train.x, y, **recipe, **more).state_dict()
+        x, y, view = task.strong_train.x, getattr(task.strong_train, targets), models.make_view(task)
+        return models.fit(student, x, y, **recipe, view=view, progress="ceiling").state_dict()
 
     student.load_state_dict(store.cached("ceiling", train, **key))
     return student.eval()
 
 
 def report(problem: Problem, students: list, targets: list[torch.Tensor] | None = None, **figures) -> None:
-    """Scores S trained students, prints and saves the row. targets (N, C) each: what supervised them, on the
-    test samples; by default `supervisors`. figures: the method's own.
+    """Scores S trained students, prints and saves the row. targets: S (N, C), what supervised them, on test,
+    by default `supervisors`; figures: the method's own. InputError where training diverged.
 
     The PGR compares the student of one weak model with that model, and the student of several with their mean
-    accuracy (RAVEN, Eq. 18). Raises InputError where training diverged."""
+    accuracy (RAVEN, Eq. 18)."""
     seconds = time.perf_counter() - problem.begun
     task, (x, y, weak_probs, _) = problem.task, problem.task.test
     scores = [models.predict(student, x) for student in students]
     if not all(each.isfinite().all() for each in scores):
         raise data.InputError("training diverged: lower the learning rates")
-    targets = supervisors(problem, "test") if targets is None else targets
-    ceiling = train_ceiling(problem)
+    targets, ceiling = targets or supervisors(problem, "test"), train_ceiling(problem)
     best, own = accuracy(models.predict(ceiling, x), y), [accuracy(each, y) for each in scores]
     weak = [accuracy(each, y) for each in weak_probs.unbind(1)]
     teachers = weak if len(own) == len(weak) else [mean(weak)] * len(own)
@@ -264,12 +243,10 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
         row["labels_alone"] = accuracy(models.predict(train_ceiling(problem, "labels"), x), y)
     if task.novel:
         networks = {"student": students[0], "ceiling": ceiling, "weak": models.load_teacher(task)}
-        row["few_shot"] = {part: few_shot(split, networks) for part, split in task.novel.items()}
+        row["few_shot"] = {}
+        for part, split in task.novel.items():  # of networks without their last layer
+            features = {name: models.predict(net[:-1], split.x).cpu() for name, net in networks.items()}
+            generator = torch.Generator().manual_seed(0)
+            row["few_shot"][part] = labelled.few_shot(split.y.cpu(), features, generator)
     row["seconds"] = round(seconds, 2)  # of training the students
     print(json.dumps(store.save_row(problem.args.out, problem.identity, row)), flush=True)
-
-
-def few_shot(split: data.Split, networks: dict) -> dict:
-    """labelled.few_shot of networks without their last layer; all meet the same episodes."""
-    features = {name: models.predict(network[:-1], split.x).cpu() for name, network in networks.items()}
-    return labelled.few_shot(split.y.cpu(), features, torch.Generator().manual_seed(0))

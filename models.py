@@ -20,9 +20,6 @@ from tasks import images, labelled, text
 ENCODER_STEPS = 800
 
 
-# --------------------------------------------------------------------------------------------------- training
-
-
 class Batches:
     """All samples in random order, anew in each epoch: tuples of B samples of each of `parts`, tensors
     (N, ...). `view`, if there is one, is applied to each batch: labelled.view."""
@@ -85,9 +82,6 @@ def predict(model, x, batch_size=1000):
     return torch.cat([model(batch) for batch in x.split(batch_size)])
 
 
-# ------------------------------------------------------------------------------------------------ the student
-
-
 class LinearHead(nn.Linear):
     """A linear student. Features (N, D) -> logits (N, C). Those of a pair of responses (N, 2, D) -> (N, 2):
     both classes share one reward head, z = (r(a), r(b)), so that cross-entropy is the Bradley-Terry loss.
@@ -103,23 +97,27 @@ class LinearHead(nn.Linear):
         return super().forward(x).squeeze(-1) if x.dim() == 3 else super().forward(x)
 
 
+def make_network(name: str, num_classes: int, device) -> nn.Module:
+    return images.NETWORKS[name](num_classes).to(device, memory_format=torch.channels_last)
+
+
 def make_student(task: data.Task, seed: int) -> nn.Module:
     """The student of a supervised task, untrained. `seed` also fixes how batches are augmented."""
     x = task.strong_train.x
     torch.manual_seed(seed)
     if task.setting is None:
         return LinearHead(x.shape[-1], task.num_classes, pairs=x.dim() == 3).to(x.device)
-    network = images.NETWORKS[task.encoder](task.num_classes)
+    network = make_network(task.encoder, task.num_classes, x.device)
     if task.setting.fine_tuned:
         network[:-1].load_state_dict(task.weights["student"])
-    return network.to(x.device, memory_format=torch.channels_last)
+    return network
 
 
 def load_teacher(task: data.Task) -> nn.Module:
     """The teacher of a task of labelled.py."""
-    teacher = images.NETWORKS[task.setting.teacher](task.num_classes)
+    teacher = make_network(task.setting.teacher, task.num_classes, task.strong_train.x.device)
     teacher.load_state_dict(task.weights["teacher"])
-    return teacher.to(task.strong_train.x.device, memory_format=torch.channels_last).eval()
+    return teacher.eval()
 
 
 def make_view(task: data.Task):
@@ -130,9 +128,6 @@ def make_view(task: data.Task):
     return labelled.view(task.setting.augmentation, lambda x: predict(teacher, x).softmax(-1))
 
 
-# ------------------------------------------------------------------------------------------------ weak models
-
-
 def noisy_labels(y: torch.Tensor, num_classes: int, generator) -> torch.Tensor:
     """y (N,) with 30 % of the labels replaced by random ones."""
     wrong = torch.rand(len(y), generator=generator) < 0.3
@@ -140,19 +135,13 @@ def noisy_labels(y: torch.Tensor, num_classes: int, generator) -> torch.Tensor:
 
 
 def image_weak_models(split: data.Split, num_classes: int, seed: int, device: str) -> dict:
-    """Three weak models trained on `split` of the source domain, {name: images -> logits (N, C)}. They differ
-    in the ways supervisors differ:
-
-    linear  on pixels, all samples
-    mlp     all samples, but 30 % of the labels are replaced by random ones
-    cnn     500 samples, with their inverted images and noise as augmentation
-    """
+    """Three weak models trained on `split` of the source domain, {name: images -> logits (N, C)}."""
     x, y = split.x, split.y
     generator = torch.Generator().manual_seed(seed)
     noisy = noisy_labels(y, num_classes, generator)
     few = torch.cat([x[:500], 1 - x[:500]])
     augmented = few + 0.2 * torch.randn(few.shape, generator=generator)
-    recipes = {
+    recipes = {  # they differ as supervisors do: in their network, labels, samples, epochs
         "linear": (images.linear_net, x, y, 10),
         "mlp": (images.mlp_net, x, noisy, 10),
         "cnn": (images.cnn_net, augmented, y[:500].repeat(2), 40),
@@ -166,15 +155,10 @@ def image_weak_models(split: data.Split, num_classes: int, seed: int, device: st
     return weak_models
 
 
-def text_weak_models(split: data.Split, num_classes: int, pairs: bool, seed: int, device: str) -> dict:
-    """The same for texts: three bags of words, classifiers or, where a sample is a pair, reward models.
-
-    words    all samples
-    noisy    all samples, but 30 % of the labels are replaced by random ones
-    phrases  words and pairs of neighbouring words, on a quarter of the samples
-    """
-    x, y = split.x, split.y
-    few = -(-len(x) // 4)
+def text_weak_models(split: data.Split, num_classes: int, seed: int, device: str) -> dict:
+    """The same for texts: bags of words, or of words and pairs of neighbouring words, on a quarter of the
+    samples ("phrases"). Classifiers, or where a sample is a pair reward models."""
+    x, y, few, pairs = split.x, split.y, math.ceil(len(split.x) / 4), isinstance(split.x[0], tuple)
     noisy = noisy_labels(y, num_classes, torch.Generator().manual_seed(seed))
     recipes = {"words": (x, y, False), "noisy": (x, noisy, False), "phrases": (x[:few], y[:few], True)}
     weak_models = {}
@@ -183,13 +167,13 @@ def text_weak_models(split: data.Split, num_classes: int, pairs: bool, seed: int
         if not model.vocabulary:
             raise data.InputError("no word occurs in two texts of the source domain")
 
-        def logits(x, model=model):
-            return predict(model, unflat(model.encode(flat(x)), pairs).to(device))
+        def encode(x, model=model):
+            return unflat(model.encode(flat(x)), pairs).to(device)
 
         lr = 3e-3 if pairs else 3e-2  # a reward sums its terms: larger gradients than those of their mean
         recipe = {"epochs": 20, "lr": lr, "batch_size": 16, "seed": seed}
-        fit(model, unflat(model.encode(flat(texts)), pairs).to(device), targets.to(device), **recipe)
-        weak_models[name] = logits
+        fit(model, encode(texts), targets.to(device), **recipe)
+        weak_models[name] = lambda x, model=model, encode=encode: predict(model, encode(x))
     return weak_models
 
 
@@ -203,14 +187,10 @@ def unflat(rows: torch.Tensor, pairs: bool) -> torch.Tensor:
     return rows.unflatten(0, (-1, 2)) if pairs else rows
 
 
-# -------------------------------------------------------------------------------------------- strong encoders
-
-
 def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the image encoder, after classifying rendered letters at all severities: no digits."""
     torch.manual_seed(0)
-    model = images.NETWORKS["letters CNN"](len(images.LETTERS))
-    model = model.to(device, memory_format=torch.channels_last)
+    model = make_network("letters CNN", len(images.LETTERS), device)
     epochs, batch_size = min(4, steps), 128
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(len(images.LETTERS), (steps * batch_size // epochs,), generator=generator)
@@ -223,10 +203,8 @@ def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
 
 
 def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
-    """Weights of the causal transformer, after predicting the next word of unlabelled reviews of all domains.
-
-    `steps` are the image encoder's: this one takes three times as many, of a quarter of its batch size.
-    """
+    """Weights of the causal transformer, after predicting the next word of unlabelled reviews of all domains,
+    in three times as many steps as the image encoder's."""
     torch.manual_seed(0)
     model = text.CausalTransformer().to(device)
     steps, batch_size = 3 * steps, 32
@@ -248,9 +226,8 @@ def pretrained(encoder: str, steps: int, device: str) -> dict[str, torch.Tensor]
 def encode(task: data.Task, x, steps: int, device: str) -> torch.Tensor:
     """Images, texts or pairs of texts, N of any split of the task -> features (N, D), of pairs (N, 2, D)."""
     if task.encoder == "letters CNN":
-        encoder = images.image_encoder(24)
+        encoder = make_network(task.encoder, task.num_classes, device)[:-1].eval()
         encoder.load_state_dict(pretrained(task.encoder, steps, device))
-        encoder = encoder.to(device, memory_format=torch.channels_last).eval()
         return predict(encoder, x.to(device, memory_format=torch.channels_last))
     if task.encoder == "transformer":
         model = text.CausalTransformer()
@@ -276,16 +253,12 @@ def read(name: str, texts: list[str], device: str) -> torch.Tensor:
     return features[[place[each] for each in texts]]
 
 
-# ------------------------------------------------------------------------------------------------ supervision
-
-
 def supervise(known: data.Known, seed: int, folder, device: str, steps: int, text_encoder=None) -> data.Task:
     """The task as its student sees it: x features, standardised on strong_train, and weak_probs (N, M, C).
 
-    The weak models, trained here on the source domain, label the target splits; the strong encoder,
-    pretrained in `steps`, describes them. A FILE.npz brings both. In the tasks of labelled.py the weak model
-    is a teacher trained on strong_train, and x stay images. Raises data.InputError as data.load does.
-    """
+    Weak models trained on the source domain label the target splits; the strong encoder, pretrained in
+    `steps`, describes them. A FILE.npz brings both. In the tasks of labelled.py the weak model is a teacher
+    trained on strong_train, and x stay images. Raises data.InputError as data.load does."""
     if known.name.endswith(".npz"):
         task = standardise(known.load(seed, folder))
     else:
@@ -306,8 +279,8 @@ def supervise(known: data.Known, seed: int, folder, device: str, steps: int, tex
 
 def each_split(task: data.Task, function) -> data.Task:
     """The task with function(split) for each split of the target domain, without the source domain."""
-    splits = {name: function(getattr(task, name)) for name in ("strong_train", "val", "test")}
-    return task._replace(weak_train=None, **splits)
+    strong_train, val, test = map(function, (task.strong_train, task.val, task.test))
+    return task._replace(weak_train=None, strong_train=strong_train, val=val, test=test)
 
 
 def standardise(task: data.Task) -> data.Task:
@@ -320,16 +293,12 @@ def label_and_encode(task: data.Task, seed, device, steps, text_encoder) -> data
     float16: they are most of what is in the cache."""
     if text_encoder and task.kind != "image":
         task = task._replace(encoder=text_encoder)
-    if task.kind == "image":
-        weak_models = image_weak_models(task.weak_train, task.num_classes, seed, device)
-    else:
-        pairs = task.kind == "preference"
-        weak_models = text_weak_models(task.weak_train, task.num_classes, pairs, seed, device)
+    train_weak = image_weak_models if task.kind == "image" else text_weak_models
+    weak_models = train_weak(task.weak_train, task.num_classes, seed, device)
     splits = [task.strong_train.x, task.val.x, task.test.x]
-    x = torch.cat(splits) if task.kind == "image" else sum(splits, [])
+    x, sizes = torch.cat(splits) if task.kind == "image" else sum(splits, []), list(map(len, splits))
     weak_probs = torch.stack([logits(x).softmax(-1) for logits in weak_models.values()], dim=1).cpu()
-    features, sizes = encode(task, x, steps, device).cpu(), list(map(len, splits))
-    parts = zip(features.split(sizes), weak_probs.split(sizes))
+    parts = zip(encode(task, x, steps, device).cpu().split(sizes), weak_probs.split(sizes))
 
     def describe(split):
         features, probs = next(parts)
@@ -344,16 +313,13 @@ def label_by_teacher(task: data.Task, seed, device, steps, text_encoder) -> data
     """A task of labelled.py with its teacher's labels, and the weights of the teacher."""
     setting, (x, _, _, labels) = task.setting, task.strong_train
     torch.manual_seed(seed)
-    teacher = images.NETWORKS[setting.teacher](task.num_classes).to(device, memory_format=torch.channels_last)
+    teacher = make_network(setting.teacher, task.num_classes, device)
     view = labelled.view(setting.augmentation) if setting.augmentation else None
     recipe = {**setting.teacher_recipe, "seed": seed, "view": view, "progress": "teacher"}
     fit(teacher, x.to(device), labels.to(device), **recipe)
 
     def label(split):
-        weak_probs = predict(teacher, split.x.to(device)).softmax(-1)[:, None].cpu()
-        if not weak_probs.isfinite().all():
-            raise data.InputError(f"the training of the teacher {setting.teacher} diverged")
-        return split._replace(weak_probs=weak_probs)
+        return split._replace(weak_probs=predict(teacher, split.x.to(device)).softmax(-1)[:, None].cpu())
 
     weights = {"teacher": {key: value.cpu() for key, value in teacher.state_dict().items()}}
     if setting.fine_tuned:
