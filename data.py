@@ -168,7 +168,7 @@ def rendered(severity: float, seed: int) -> Task:
 
 def handwritten(source: str, target: str, seed: int, data_dir: str | None) -> Task:
     """One handwriting -> another: the student learns on the target's training set, its test set scores."""
-    source, target = (files.digits(domain, data_dir) for domain in (source, target))
+    source, target = (files.labelled_images(domain, data_dir) for domain in (source, target))
     generator = torch.Generator().manual_seed(seed)
 
     def take(x, y, n):
@@ -204,7 +204,7 @@ def labelled_glyphs(setting: labelled.Setting, seed: int, noise: str = "", rate:
 
 def cifar100(setting: labelled.Setting, seed: int, data_dir: str | None) -> Task:
     """CIFAR-100 with 1,000 of its 50,000 training images held out for validation. Images are uint8."""
-    parts = files.cifar100(data_dir)
+    parts = files.labelled_images("cifar100", data_dir)
     x, y = parts["train"]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     n = max(1, len(order) // 50)

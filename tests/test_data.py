@@ -138,7 +138,7 @@ def test_digit_splits_come_from_where_they_should(monkeypatch):
         numbers = {split: torch.arange(start, start + 9000) for split, start in starts.items()}
         return {split: (y.float().view(-1, 1, 1, 1), y) for split, y in numbers.items()}
 
-    monkeypatch.setattr(files, "digits", numbered)
+    monkeypatch.setattr(files, "labelled_images", numbered)
     task, other = (data.load("mnist-usps", seed) for seed in (0, 1))
     for split, start, n in zip(splits_of(task), (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)):
         assert len(split.y.unique()) == len(split.y) == n
@@ -156,29 +156,19 @@ def test_a_missing_or_damaged_folder_says_what_was_looked_for(tmp_path):
     assert "usps.bz2" in complaint("usps-mnist", tmp_path)
 
 
-def test_downloads_are_complete_or_absent(monkeypatch):
-    attempts = []
-
+@pytest.mark.parametrize("folder", [None, "given"])
+def test_images_are_downloaded_where_no_folder_is_given(monkeypatch, folder):
     class Digits:
-        """Stands for torchvision's data set: the first download breaks off."""
+        """Stands for torchvision's data set."""
 
-        def __init__(self, root, train, download=False):
-            file = root / f"{train}.txt"
-            if download:
-                attempts.append(file.write_text("whole"))
-                if len(attempts) == 2:
-                    raise OSError("connection lost")
-            assert file.exists()
+        def __init__(self, root, train, download):
+            assert (str(root), download) == (folder or "cache/downloads/usps", not folder)
             self.data, self.targets = np.full((3, 16, 16), 255, dtype=np.uint8), [0, 1, 2 + train]
 
     monkeypatch.setattr("torchvision.datasets.USPS", Digits)
-    with pytest.raises(data.InputError, match="connection lost"):
-        files.digits("usps", None)
-    assert not (files.DOWNLOADS / "usps").exists()
-    for _ in range(2):  # the second time without a download
-        (x, y), (_, y_test) = (files.digits("usps", None)[split] for split in ("train", "test"))
-        assert (y.tolist(), y_test.tolist(), len(attempts)) == ([0, 1, 3], [0, 1, 2], 4)
-        assert x.shape == (3, 1, 28, 28) and x.max() == 1
+    parts = files.labelled_images("usps", folder)
+    assert [parts[split][1].tolist() for split in ("train", "test")] == [[0, 1, 3], [0, 1, 2]]
+    assert parts["train"][0].shape == (3, 1, 28, 28) and parts["train"][0].max() == 1
 
 
 # ------------------------------------------------------------------------------------------------- real text
@@ -243,19 +233,19 @@ GOOD = b'{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'
 LINES = "".join(json.dumps(row) + "\n" for row in reviews("books", 3000)).encode()
 BAD_LINES = [
     (b"{", "line 3: Expecting"),
-    (b"\n\n[]", "line 5: no field 'text'"),  # empty lines count
+    (b"\n\n[]", "line 5: expected is a field 'text', str"),  # empty lines count
     (b"\xff\xfe\x80", "line 3: "),
-    (b'{"text": "fine"}', "line 3: no field 'label'"),
-    (b'{"text": " ", "label": 1}', "line 3: 'text' is empty"),
-    (b'{"text": ["fine"], "label": 1}', "line 3: 'text' is no str"),
-    (b'{"text": "fine", "label": true}', "line 3: 'label' is no int"),
-    (b'{"text": "fine", "label": 3}', "books.jsonl has the labels 0, 1, 3;"),
-    (b'{"text": "fine", "label": -1}', "books.jsonl has the labels -1, 0, 1;"),
+    (b'{"text": "fine"}', "line 3: expected is a field 'label', int"),
+    (b'{"text": " ", "label": 1}', "line 3: expected is a field 'text', str"),
+    (b'{"text": ["fine"], "label": 1}', "line 3: expected is a field 'text', str"),
+    (b'{"text": "fine", "label": true}', "line 3: expected is a field 'label', int"),
+    (b'{"text": "fine", "label": 3}', "books.jsonl has the labels [0, 1, 3];"),
+    (b'{"text": "fine", "label": -1}', "books.jsonl has the labels [-1, 0, 1];"),
     (b'{"text": "fine", "label": 2}', "source and target have different labels"),
 ]
 BAD_FILES = [
-    ("books.jsonl", b"", "nothing in files/books.jsonl"),
-    ("books.jsonl", GOOD.splitlines()[0], "the labels 1; "),
+    ("books.jsonl", b"", "books.jsonl has the labels [];"),
+    ("books.jsonl", GOOD.splitlines()[0], "the labels [1]; "),
     ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in files"),
     ("books.jsonl.gz", gzip.compress(LINES)[:2000], "files/books.jsonl.gz, line "),
     ("books.jsonl.gz", gzip.compress(LINES)[:200] + b"damage" + gzip.compress(LINES)[206:], ", line "),
@@ -315,15 +305,14 @@ def test_npz_with_pairs_in_half_precision(arrays):
 BAD_ARRAYS = [
     ("weak_probs", None, "missing: weak_probs"),
     ("x", lambda x: np.zeros((400, 3, 4)), "x has shape"),
-    ("x", lambda x: np.zeros((0, 4)), "nothing in it"),
-    ("x", lambda x: x.astype(int), "x has type int64, expected float32"),
+    ("x", lambda x: np.zeros((0, 4)), "x has shape"),
     ("x", lambda x: np.where(np.arange(6) == 2, np.nan, x), "x has NaN"),
     ("x", lambda x: x * 1e300, "x has NaN, infinite or too large"),
     ("x", lambda x: np.array([{}] * 400), "not an .npz file of plain arrays"),
     ("x", lambda x: np.zeros((400, 2, 3)), "pairs"),
     ("weak_probs", lambda q: q[:, 0], "weak_probs has shape"),
     ("weak_probs", lambda q: q[1:], "weak_probs has shape"),
-    ("weak_probs", lambda q: q[:, :0], "too small"),
+    ("weak_probs", lambda q: q[:, :0], "weak_probs has shape"),
     ("weak_probs", lambda q: q * 1.1, "not to 1"),
     ("weak_probs", lambda q: q * np.array([-1, 1, 1, 1.0]), "negative"),
     ("y", lambda y: y + 1, "y has values outside 0..3"),

@@ -206,7 +206,7 @@ def test_cifar_networks_have_their_published_size(name, millions):
 class Generated:
     """Stands for torchvision.datasets.CIFAR100: the class is written into a pixel of the first row."""
 
-    def __init__(self, root, train):
+    def __init__(self, root, train, download):
         rng, n = np.random.default_rng(train), 100 if train else 30
         self.data, self.targets = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), list(range(n))
         self.data[:, 0, 5, 2] = self.targets
