@@ -128,7 +128,8 @@ def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor
     pairs, shape = x.ndim == 3 and x.shape[1] == 2, weak_probs.shape
     require(x.size and (x.ndim == 2 or pairs), f"x has shape {x.shape}, expected (N, D) or (N, 2, D)")
     n = len(x)
-    require(len(shape) == 3 and shape[0] == n and min(shape), f"weak_probs has shape {shape}, expected ({n}, M, C)")
+    fits = len(shape) == 3 and shape[0] == n and min(shape)
+    require(fits, f"weak_probs has shape {shape}, expected ({n}, M, C)")
     require(not pairs or shape[2] == 2, f"x has pairs, which have 2 classes; weak_probs has {shape[2]}")
     for key, limit in {"y": shape[2], "labels": shape[2], "split": 3}.items():
         array = found.get(key, np.zeros(n))
