@@ -197,8 +197,7 @@ def labelled_glyphs(setting: labelled.Setting, seed: int, noise: str = "", rate:
     splits["strong_train"] = splits["strong_train"]._replace(labels=labels)
     if setting.name == "few-shot":
         y = torch.arange(10).repeat_interleave(labelled.PER_NOVEL_CLASS)
-        parts = {"val": labelled.NOVEL_VAL, "test": labelled.NOVEL_TEST}
-        novel = {part: draw(characters, y, SEVERITY, generator) for part, characters in parts.items()}
+        novel = {part: draw(each, y, SEVERITY, generator) for part, each in labelled.NOVEL.items()}
     names = {"encoder": setting.student, "weak_models": [setting.teacher], "setting": setting}
     return Task("image", len(classes), None, **splits, **names, novel=novel)
 
@@ -210,8 +209,8 @@ def cifar100(setting: labelled.Setting, seed: int, data_dir: str | None) -> Task
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     n = len(order) // 50
     val, train = Split(x[order[:n]], y[order[:n]]), Split(x[order[n:]], y[order[n:]], labels=y[order[n:]])
-    names = {"encoder": setting.student, "weak_models": [setting.teacher], "setting": setting}
-    return Task("image", 100, None, train, val, Split(*parts["test"]), **names)
+    test = Split(*parts["test"])
+    return Task("image", 100, None, train, val, test, setting.student, [setting.teacher], setting)
 
 
 def generated_text(name: str, seed: int) -> Task:

@@ -18,7 +18,7 @@ from tasks import images
 SIZES = {"strong_train": 2000, "val": 1000, "test": 4000}
 # Patrini et al. 2017: digits that look alike. The other five classes keep their labels.
 CONFUSED = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
-BASE, NOVEL_VAL, NOVEL_TEST = "abcdefghijklmnopqrstuvwxyz", "ABDEGHNQRT", images.DIGITS
+BASE, NOVEL = "abcdefghijklmnopqrstuvwxyz", {"val": "ABDEGHNQRT", "test": images.DIGITS}
 PER_NOVEL_CLASS = 100
 WAYS, SHOTS, QUERIES, EPISODES = 5, (1, 5), 15, 600
 GROUP = 8
