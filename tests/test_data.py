@@ -201,7 +201,6 @@ LINES = gzip.compress("".join(json.dumps(row) + "\n" for row in reviews("books",
 BAD_FILES = [
     ("books.jsonl", GOOD + b"{", "books.jsonl, line 3: Expecting"),
     ("books.jsonl", GOOD + b"\n\n[]", "line 5: expected is a field 'text', str"),  # empty lines count
-    ("books.jsonl", GOOD + b"\xff\xfe\x80", "line 3: "),
     ("books.jsonl", GOOD + b'{"text": "fine"}', "line 3: expected is a field 'label', int"),
     ("books.jsonl", GOOD + b'{"text": " ", "label": 1}', "line 3: expected is a field 'text', str"),
     ("books.jsonl", GOOD + b'{"text": "fine", "label": true}', "line 3: expected is a field 'label', int"),
@@ -234,6 +233,8 @@ def test_what_cannot_be_split_or_compared(amazon, dialogues):
     write_lines(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a", "rejected": "b"}])
     assert "without 'Assistant:'" in complaint("hh-helpful-harmless", dialogues)
     assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)
+    Path("bad.npz").write_bytes(b"PK\x03\x04 broken")
+    assert complaint("bad.npz").startswith("bad.npz: not an .npz file")
 
 
 def test_npz_roundtrip_with_and_without_split(arrays, npz):
@@ -269,10 +270,10 @@ BAD_ARRAYS = [
     ("x", lambda x: np.zeros((400, 2, 3)), "pairs"),
     ("weak_probs", lambda q: q[1:], "weak_probs has shape"),
     ("weak_probs", lambda q: q * 1.1, "not to 1"),
-    ("weak_probs", lambda q: q * np.array([-1, 1, 1, 1.0]), "negative"),
+    ("weak_probs", lambda q: q + np.array([1, -1, 0, 0]), "negative"),
     ("y", lambda y: y + 1, "y has values outside 0..3"),
     ("y", lambda y: y * 1.0, "y has type float64, expected int64"),
-    ("y", lambda y: y[:, None], "y has shape"),
+    ("y", lambda y: y[1:], "y has shape"),
     ("split", lambda _: np.zeros(400, dtype=int), "no sample in split val"),
     ("labels", lambda _: np.full(400, 4), "labels has values outside"),
 ]
@@ -283,8 +284,3 @@ def test_bad_npz(arrays, key, change, message):
     value = arrays.pop(key, None)
     np.savez("bad.npz", **arrays, **({key: change(value)} if change else {}))
     assert re.match(f"bad.npz: .*{message}", complaint("bad.npz"))
-
-
-def test_a_file_that_is_no_npz():
-    Path("bad.npz").write_bytes(b"PK\x03\x04 broken")
-    assert complaint("bad.npz").startswith("bad.npz: not an .npz file")
