@@ -55,14 +55,6 @@ def test_domains_share_words_have_their_own_and_disagree_about_some():
     assert len(praise & blame) >= 3 and not set(text.SOURCE) & set(text.TARGET)
 
 
-def test_either_review_of_a_pair_may_stand_first():
-    """The two verdicts are exchangeable, whatever they are, and never equal."""
-    rng = random.Random(0)
-    verdicts = [tuple(map(verdict_of, text.pair(text.SOURCE, rng)[0])) for _ in range(1500)]
-    first, second = (sum(sign * abs(a) > sign * abs(b) for a, b in verdicts) for sign in (1, -1))
-    assert abs(first - second) < 4 * (first + second) ** 0.5 and all(a != b for a, b in verdicts)
-
-
 SIZES = {"weak_train": 200, "strong_train": 300, "val": 50, "test": 400}
 
 
@@ -251,11 +243,8 @@ def test_a_pretrained_model_reads_texts_alike_in_any_company(checkpoint):
     texts = ["good books", "bad", "good bad good kitchen books bad"]
     together = text.pretrained_features(checkpoint, texts, "cpu")
     assert together.shape == (3, 64)
-    for each, row in zip(texts, together):
-        alone = text.pretrained_features(checkpoint, [each], "cpu")[0]
-        torch.testing.assert_close(alone, row, rtol=1e-4, atol=1e-5)
-    in_other_order = text.pretrained_features(checkpoint, texts[::-1], "cpu", batch_size=2)
-    torch.testing.assert_close(in_other_order.flip(0), together, rtol=1e-4, atol=1e-5)
+    alone = text.pretrained_features(checkpoint, texts[::-1], "cpu", batch_size=1).flip(0)
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
 def test_a_set_of_texts_is_read_once_for_all_seeds(amazon, monkeypatch, tmp_path):
