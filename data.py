@@ -16,7 +16,7 @@ domain), from which the student learns without the ground truth. Settings are ch
     hh-helpful-harmless            pairs of answers, the more helpful one preferred -> the more harmless
     FILE.npz                       outputs of your own models: arrays x, weak_probs, y[, split, labels]
 
-Tasks whose student is a whole network that also gets labels (tasks/labelled.py):
+The student is a whole network that also gets labels (tasks/labelled.py):
 
     glyphs-distill                 distillation: true labels, and a smaller teacher's
     glyphs-noisy-symmetric-RATE    at RATE a label is one of the other nine classes
@@ -27,7 +27,6 @@ Tasks whose student is a whole network that also gets labels (tasks/labelled.py)
 """
 
 import hashlib
-import os
 import random
 import re
 from collections.abc import Callable
@@ -49,10 +48,9 @@ HEAD = {"epochs": 20, "lr": 3e-5, "ceiling_lr": 1e-3, "batch_size": 128, "optimi
 
 
 class Split(NamedTuple):
-    """N samples of one domain."""
+    """N samples of one domain. x: images (N, 1, 28, 28) in [0, 1], of cifar100 (N, 3, 32, 32) uint8; N texts,
+    or pairs of texts; features (N, D), of a pair (N, 2, D)."""
 
-    # images (N, 1, 28, 28) in [0, 1], of cifar100 (N, 3, 32, 32) uint8; N texts, or pairs of texts; features
-    # (N, D), of a pair (N, 2, D)
     x: torch.Tensor | list
     y: torch.Tensor  # (N,) ground truth, int64 in [0, C); of a pair, which response is the better
     weak_probs: torch.Tensor | None = None  # (N, M, C) soft labels of M weak models, each row sums to 1
@@ -91,8 +89,7 @@ def load(name: str, seed: int, data_dir: str | None = None) -> Task:
 
 
 def resolve(name: str) -> Known:
-    """The only place where names are read. Cheap, so that a typing error is found before any work: raises
-    InputError on a name that is not known."""
+    """Reads the name, before any work is done. Raises InputError where it is not known."""
     match name.split("-"):
         case _ if name.endswith(".npz"):
             if not Path(name).is_file():
@@ -146,7 +143,7 @@ def fingerprint(path: str | Path) -> str:
 
 def row_name(name: str) -> str:
     """How a row names what may be a file or folder of the user's: by base name and content."""
-    local = name.endswith(".npz") or os.path.isdir(name)
+    local = name.endswith(".npz") or Path(name).is_dir()
     return f"{Path(name).name}-{fingerprint(name)}" if local else name
 
 
@@ -156,19 +153,25 @@ def draw(characters: str, y: torch.Tensor, severity: float, generator) -> Split:
     return Split(images.render(atlas, y, severity, generator), y)
 
 
+def draw_splits(sizes: dict[str, int], characters: str, severity: float, generator) -> dict[str, Split]:
+    """Every sample is a new draw: disjoint splits. The draws do not depend on the severity, 0 in weak_train:
+    at one seed the same characters are more or less shifted."""
+    splits = {}
+    for split, size in sizes.items():
+        y = torch.randint(len(characters), (size,), generator=generator)
+        splits[split] = draw(characters, y, 0.0 if split == "weak_train" else severity, generator)
+    return splits
+
+
 def rendered(severity: float, seed: int) -> Task:
-    """Digits in the source style -> digits at `severity`. Every sample is a new draw: disjoint splits."""
-    generator, splits = torch.Generator().manual_seed(seed), {}
-    for split, size in SIZES.items():
-        # The draws do not depend on the severity: at one seed the same digits are more or less shifted.
-        y = torch.randint(10, (size,), generator=generator)
-        splits[split] = draw(images.DIGITS, y, 0.0 if split == "weak_train" else severity, generator)
+    """Digits in the source style -> digits at `severity`."""
+    splits = draw_splits(SIZES, images.DIGITS, severity, torch.Generator().manual_seed(seed))
     return Task("image", 10, **splits, encoder="letters CNN", weak_models=[])
 
 
 def handwritten(source: str, target: str, seed: int, data_dir: str | None) -> Task:
     """One handwriting -> another: the student learns on the target's training set, its test set scores."""
-    source, target = (files.digits(domain, data_dir) for domain in (source, target))
+    source, target = (files.labelled_images(domain, data_dir) for domain in (source, target))
     generator = torch.Generator().manual_seed(seed)
 
     def take(x, y, n):
@@ -184,33 +187,30 @@ def handwritten(source: str, target: str, seed: int, data_dir: str | None) -> Ta
 
 def labelled_glyphs(setting: labelled.Setting, seed: int, noise: str = "", rate: float = 0.0) -> Task:
     """A task of tasks/labelled.py, its images still without a teacher's labels."""
-    generator, splits, novel = torch.Generator().manual_seed(seed), {}, None
+    generator, novel = torch.Generator().manual_seed(seed), None
     classes = labelled.BASE if setting.name == "few-shot" else images.DIGITS
     sizes = labelled.SIZES | ({"strong_train": 500} if setting.name == "transfer" else {})
-    for split, size in sizes.items():
-        y = torch.randint(len(classes), (size,), generator=generator)
-        splits[split] = draw(classes, y, SEVERITY, generator)
+    splits = draw_splits(sizes, classes, SEVERITY, generator)
     labels = splits["strong_train"].y
     if noise:
         labels = labelled.corrupt(labels, labelled.noise_matrix(noise, rate, len(classes)), generator)
     splits["strong_train"] = splits["strong_train"]._replace(labels=labels)
     if setting.name == "few-shot":
         y = torch.arange(10).repeat_interleave(labelled.PER_NOVEL_CLASS)
-        parts = {"val": labelled.NOVEL_VAL, "test": labelled.NOVEL_TEST}
-        novel = {part: draw(characters, y, SEVERITY, generator) for part, characters in parts.items()}
+        novel = {part: draw(each, y, SEVERITY, generator) for part, each in labelled.NOVEL.items()}
     names = {"encoder": setting.student, "weak_models": [setting.teacher], "setting": setting}
     return Task("image", len(classes), None, **splits, **names, novel=novel)
 
 
 def cifar100(setting: labelled.Setting, seed: int, data_dir: str | None) -> Task:
     """CIFAR-100 with 1,000 of its 50,000 training images held out for validation. Images are uint8."""
-    parts = files.cifar100(data_dir)
+    parts = files.labelled_images("cifar100", data_dir)
     x, y = parts["train"]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    n = max(1, len(order) // 50)
+    n = len(order) // 50
     val, train = Split(x[order[:n]], y[order[:n]]), Split(x[order[n:]], y[order[n:]], labels=y[order[n:]])
-    names = {"encoder": setting.student, "weak_models": [setting.teacher], "setting": setting}
-    return Task("image", 100, None, train, val, Split(*parts["test"]), **names)
+    test = Split(*parts["test"])
+    return Task("image", 100, None, train, val, test, setting.student, [setting.teacher], setting)
 
 
 def generated_text(name: str, seed: int) -> Task:
@@ -226,11 +226,8 @@ def generated_text(name: str, seed: int) -> Task:
 
 
 def real_text(kind: str, read: Callable, source: str, target: str, seed: int, data_dir: str | None) -> Task:
-    """Samples (group, x, y) that `read` finds of two domains -> a task with SIZES of them at most.
-
-    weak_train is from the source, without groups that the target has too; strong_train, val and test hold 70,
-    10 and 20 % of the target's groups.
-    """
+    """Samples (group, x, y) that `read` finds of two domains -> a task with SIZES of them at most: weak_train
+    from the source, without groups that the target has too; 70, 10 and 20 % of the target's groups."""
     source, target = (read(domain, data_dir) for domain in (source, target))
     classes = {y for _, _, y in target}
     if {y for _, _, y in source} != classes:
@@ -244,13 +241,11 @@ def real_text(kind: str, read: Callable, source: str, target: str, seed: int, da
     weak_train = [(x, y) for group, x, y in rng.sample(source, len(source)) if group not in side]
     splits = []
     for samples, size in zip([weak_train, *parts], SIZES.values()):
-        if not samples:
-            raise InputError("too few samples to split: source and target must bring ten or more each")
+        if len({y for _, y in samples[:size]}) < (2 if kind == "text" else 1):
+            raise InputError("too few samples to split: a part of them is empty or has one label only")
         if kind == "preference":  # the better response comes first in the files, here at random
             samples = [((b, a), 1) if rng.random() < 0.5 else ((a, b), 0) for (a, b), _ in samples]
         x, y = zip(*samples[:size])
-        if kind == "text" and len(set(y)) < 2:
-            raise InputError("too few samples to split: a part of them has one label only")
         splits.append(Split(list(x), torch.tensor(y)))
     return Task(kind, len(classes) if kind == "text" else 2, *splits, "bag of words", [])
 

@@ -3,9 +3,8 @@
 All raise InputError where a file cannot be used, in one line that names it and says what was expected.
 """
 
-import gzip
+import fileinput
 import json
-import shutil
 import zlib
 from pathlib import Path
 
@@ -21,20 +20,9 @@ class InputError(Exception):
     """What the user gave cannot be used; the message is one line that says what was expected."""
 
 
-def digits(domain: str, data_dir: str | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The data set mnist or usps, {"train" and "test": (x (N, 1, 28, 28), y (N,))}, framed alike."""
-    return {split: (images.frame(x), y) for split, (x, y) in read_torchvision(domain, data_dir).items()}
-
-
-def cifar100(data_dir: str | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """CIFAR-100, {"train" and "test": (x uint8 (N, 3, 32, 32), y (N,))}."""
-    parts = read_torchvision("cifar100", data_dir)
-    return {split: (x.permute(0, 3, 1, 2).contiguous(), y) for split, (x, y) in parts.items()}
-
-
-def read_torchvision(name: str, data_dir: str | None) -> dict:
-    """A data set of torchvision, from data_dir if that is given, else from a folder under cache/ into which
-    it is downloaded on first use."""
+def labelled_images(name: str, data_dir: str | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{"train" and "test": (x, y (N,))}. mnist and usps: x (N, 1, 28, 28) framed alike; cifar100: x uint8
+    (N, 3, 32, 32). Read from data_dir, without it from cache/ after a download on first use."""
     from torchvision import datasets  # here, as its import takes a second
 
     dataset, files = {
@@ -44,19 +32,16 @@ def read_torchvision(name: str, data_dir: str | None) -> dict:
     }[name]
     folder = Path(data_dir) if data_dir else DOWNLOADS / name
     try:
-        if not data_dir and not folder.exists():
-            partial = folder.with_suffix(".partial")  # so that a broken download never looks complete
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for train in (True, False):
-                dataset(partial, train=train, download=True)
-            partial.rename(folder)
-        parts = {split: dataset(folder, train=split == "train") for split in ("train", "test")}
+        parts = {part: dataset(folder, part == "train", download=not data_dir) for part in ("train", "test")}
     except Exception as error:  # torchvision and what it calls raise many kinds
-        remedy = "without --data-dir they are downloaded" if data_dir else "or name a folder: --data-dir"
+        remedy = "without --data-dir they are downloaded" if data_dir else "remove it or name one: --data-dir"
         reason = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
         raise InputError(f"cannot read {files} in {folder} ({reason}); {remedy}") from error
-    return {key: (torch.as_tensor(part.data), torch.as_tensor(part.targets)) for key, part in parts.items()}
+
+    def frame(x):
+        return x.permute(0, 3, 1, 2).contiguous() if name == "cifar100" else images.frame(x)
+
+    return {key: (frame(torch.as_tensor(p.data)), torch.as_tensor(p.targets)) for key, p in parts.items()}
 
 
 def reviews(domain: str, data_dir: str | None) -> list[tuple[str, str, int]]:
@@ -69,8 +54,7 @@ def reviews(domain: str, data_dir: str | None) -> list[tuple[str, str, int]]:
     rows = read_json_lines({"text": str, "label": int}, files[:1])
     labels = sorted({row["label"] for row in rows})
     if len(labels) < 2 or labels != list(range(len(labels))):
-        found = ", ".join(map(str, labels[:10]))
-        raise InputError(f"{files[0]} has the labels {found}; expected are two or more, from 0 on")
+        raise InputError(f"{files[0]} has the labels {labels[:10]}; expected are two or more, from 0 on")
     return [(" ".join(text.terms(row["text"], False)), row["text"], row["label"]) for row in rows]
 
 
@@ -88,8 +72,8 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
 
             parts = datasets.load_dataset("Anthropic/hh-rlhf", data_dir=domain, cache_dir=str(DOWNLOADS))
         except Exception as error:  # datasets and what it calls raise many kinds
-            reason = " ".join(str(error).split())
-            raise InputError(f"cannot fetch Anthropic/hh-rlhf: {reason}; or --data-dir FOLDER") from error
+            message = f"cannot fetch Anthropic/hh-rlhf: {error}; or --data-dir FOLDER"
+            raise InputError(" ".join(message.split())) from error
         rows = [row for part in parts.values() for row in part]
     pairs = [(row["chosen"], row["rejected"]) for row in rows if row["chosen"] != row["rejected"]]
     if not all("\n\nAssistant:" in response for pair in pairs for response in pair):
@@ -98,33 +82,18 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
 
 
 def read_json_lines(fields: dict[str, type], files: list[Path]) -> list[dict]:
-    """The rows of JSON-lines files, plain or compressed. Raises InputError, with file and line, on an
-    unreadable row or a missing, empty or mistyped field."""
-
-    def parse(line):
-        row = json.loads(line)
-        for field, kind in fields.items():
-            if not isinstance(row, dict) or row.get(field) is None:
-                raise ValueError(f"no field {field!r}")
-            if type(row[field]) is not kind:
-                raise ValueError(f"{field!r} is no {kind.__name__}")
-            if kind is str and not row[field].strip():
-                raise ValueError(f"{field!r} is empty")
-        return row
-
+    """The rows of JSON-lines files, plain or .gz. InputError names file and line where a field is missing."""
     rows = []
-    for file in files:
-        number = 0
+    with fileinput.FileInput(files, mode="rb", openhook=fileinput.hook_compressed) as lines:
         try:
-            with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-                for line in lines:
-                    number += 1
-                    if line.strip():
-                        rows.append(parse(line))
+            for line in filter(bytes.strip, lines):
+                rows.append(row := json.loads(line))
+                for field, kind in fields.items():
+                    value = row.get(field) if isinstance(row, dict) else None
+                    if type(value) is not kind or not str(value).strip():
+                        raise ValueError(f"expected is a field {field!r}, {kind.__name__}, not empty")
         except (ValueError, OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{file}, line {number}: {error}") from error
-    if not rows:
-        raise InputError(f"nothing in {', '.join(map(str, files))}")
+            raise InputError(f"{lines.filename()}, line {lines.filelineno()}: {error}") from error
     return rows
 
 
@@ -151,32 +120,28 @@ def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor
     missing = [key for key in ("x", "weak_probs", "y") if key not in found]
     require(not missing, f"array missing: {', '.join(missing)}")
     for key, array in found.items():
-        kind = "f" if types[key] == "float32" else "iu"
-        require(array.dtype.kind in kind, f"{key} has type {array.dtype}, expected {types[key]}")
-        with np.errstate(over="ignore"):
-            found[key] = array.astype(types[key])  # first, so that what is checked is what is used
+        fits = np.can_cast(array.dtype, types[key], "same_kind")
+        require(fits, f"{key} has type {array.dtype}, expected {types[key]}")
+        found[key] = array.astype(types[key])  # first, so that what is checked is what is used
         require(np.isfinite(found[key]).all(), f"{key} has NaN, infinite or too large values")
     x, weak_probs = found["x"], found["weak_probs"]
-    pairs = x.ndim == 3 and x.shape[1] == 2
-    require(x.ndim == 2 or pairs, f"x has shape {x.shape}, expected (N, D) or (N, 2, D)")
-    require(x.size > 0, f"x has shape {x.shape}: nothing in it")
-    require(weak_probs.ndim == 3, f"weak_probs has shape {weak_probs.shape}, expected (N, M, C)")
-    _, num_weak, num_classes = weak_probs.shape
-    require(num_weak > 0 and num_classes > 1, f"weak_probs has shape {weak_probs.shape}: M or C too small")
-    require(not pairs or num_classes == 2, f"x has pairs, which have 2 classes; weak_probs has {num_classes}")
-    require(len(weak_probs) == len(x), f"weak_probs has shape {weak_probs.shape}, but x {x.shape}")
-    for key, limit in (("y", num_classes), ("labels", num_classes), ("split", 3)):
-        if key in found:
-            array = found[key]
-            require(array.shape == x.shape[:1], f"{key} has shape {array.shape}, expected {x.shape[:1]}")
-            require(0 <= array.min() and array.max() < limit, f"{key} has values outside 0..{limit - 1}")
-    require((weak_probs >= 0).all(), "weak_probs has negative values")
+    pairs, shape = x.ndim == 3 and x.shape[1] == 2, weak_probs.shape
+    require(x.size and (x.ndim == 2 or pairs), f"x has shape {x.shape}, expected (N, D) or (N, 2, D)")
+    n = len(x)
+    fits = len(shape) == 3 and shape[0] == n and min(shape)
+    require(fits, f"weak_probs has shape {shape}, expected ({n}, M, C)")
+    require(not pairs or shape[2] == 2, f"x has pairs, which have 2 classes; weak_probs has {shape[2]}")
+    for key, limit in {"y": shape[2], "labels": shape[2], "split": 3}.items():
+        array = found.get(key, np.zeros(n))
+        require(array.shape == (n,), f"{key} has shape {array.shape}, expected ({n},)")
+        require(((0 <= array) & (array < limit)).all(), f"{key} has values outside 0..{limit - 1}")
     sums = weak_probs.sum(-1, keepdims=True)
-    require(np.allclose(sums, 1, atol=1e-3), f"weak_probs sum to {sums.min():g}..{sums.max():g}, not to 1")
+    probs = (weak_probs >= 0).all() and np.allclose(sums, 1, atol=1e-3)
+    require(probs, f"weak_probs are negative or sum to {sums.min():g}..{sums.max():g}, not to 1")
     found["weak_probs"] = weak_probs / sums  # what half precision left over
 
-    rank = np.random.default_rng(seed).permutation(len(x))
-    split = found.pop("split", np.digitize(rank / len(x), [0.7, 0.8]))
+    rank = np.random.default_rng(seed).permutation(n)
+    split = found.pop("split", np.digitize(rank / n, [0.7, 0.8]))
     for part, name in enumerate(("train", "val", "test")):
         require((split == part).any(), f"no sample in split {name}")
     return {key: torch.from_numpy(array) for key, array in found.items()}, torch.from_numpy(split)

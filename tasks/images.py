@@ -121,11 +121,16 @@ def convolution(inputs, outputs, stride=1):
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, inputs, channels, stride):
+    """He et al. 2016: `as_published` the shortcut is normalised, and a convolution only between shapes."""
+
+    def __init__(self, inputs, channels, stride, as_published=False):
         super().__init__()
         self.conv1, self.norm1 = convolution(inputs, channels, stride)
         self.conv2, self.norm2 = convolution(channels, channels)
         self.skip = nn.Conv2d(inputs, channels, 1, stride, bias=False)
+        if as_published:
+            normalised = nn.Sequential(self.skip, nn.BatchNorm2d(channels))
+            self.skip = nn.Identity() if inputs == channels else normalised
 
     def forward(self, x):
         return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.skip(x))
@@ -139,38 +144,23 @@ def image_encoder(width: int) -> nn.Module:
 
 
 def residual_net(width: int, num_classes: int):
-    """The same with a linear layer on top."""
+    """image_encoder with a linear layer on top."""
     return nn.Sequential(*image_encoder(width), nn.Linear(16 * width, num_classes))
 
 
 def normalize():
-    """The start of networks for CIFAR-100, as in the literature on distillation, which take images
-    (N, 3, 32, 32), uint8 or in [0, 1]."""
+    """How networks for CIFAR-100 start: images (N, 3, 32, 32), uint8 or in [0, 1]."""
     from torchvision.transforms import v2  # here, as its import takes a second
 
     means, deviations = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100's training images
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(means, deviations)])
 
 
-class BasicBlock(nn.Module):
-    """He et al. 2016; where the shape changes, the shortcut is a 1 x 1 convolution."""
-
-    def __init__(self, inputs, channels, stride):
-        super().__init__()
-        first, second = convolution(inputs, channels, stride), convolution(channels, channels)
-        self.body = nn.Sequential(*first, nn.ReLU(), *second)
-        shortcut = nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-        self.skip = nn.Sequential(*(() if inputs == channels else shortcut))
-
-    def forward(self, x):
-        return F.relu(self.body(x) + self.skip(x))
-
-
 def resnet(depth: int, num_classes: int):
-    """ResNet20, 32, 56, ... of three stages with 16, 32 and 64 channels."""
+    """ResNet20, 32, 56, ...: three stages with 16, 32 and 64 channels."""
     stem = [normalize(), *convolution(3, 16), nn.ReLU()]
     widths = [channels for channels in (16, 32, 64) for _ in range((depth - 2) // 6)]
-    blocks = [BasicBlock(i, o, stride=o // i) for i, o in zip([16, *widths], widths)]
+    blocks = [ResidualBlock(i, o, o // i, as_published=True) for i, o in zip([16, *widths], widths)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
 
 

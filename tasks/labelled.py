@@ -1,16 +1,13 @@
 """The settings of AdaptConf's paper: the student is a whole network, and gets labels besides a teacher's.
 
-The teacher is one smaller network, trained on the same images and labels as the student: half as wide; in
-glyphs-transfer, the network that is the student elsewhere. Characters are rendered as in glyphs-shift. The
-true class is never drawn as a wrong label. (Where it may be, as in the loader of DivideMix, 20 % leave 18 %
-wrong.)
+The teacher is one smaller network, trained on the same images and labels as the student. Characters are
+rendered as in glyphs-shift. A wrong label is never the true class (in the loader of DivideMix it may be).
 
 Differences from the authors' CIFAR-100: 49,000 training images, as 1,000 are held out; the last epoch instead
 of the best on test; padded crops and flips, drawn once for 8 images; PyTorch's initialisation; weight decay
 also on biases and normalisation. Nobody has run it to its end here.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -21,7 +18,7 @@ from tasks import images
 SIZES = {"strong_train": 2000, "val": 1000, "test": 4000}
 # Patrini et al. 2017: digits that look alike. The other five classes keep their labels.
 CONFUSED = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
-BASE, NOVEL_VAL, NOVEL_TEST = "abcdefghijklmnopqrstuvwxyz", "ABDEGHNQRT", images.DIGITS
+BASE, NOVEL = "abcdefghijklmnopqrstuvwxyz", {"val": "ABDEGHNQRT", "test": images.DIGITS}
 PER_NOVEL_CLASS = 100
 WAYS, SHOTS, QUERIES, EPISODES = 5, (1, 5), 15, 600
 GROUP = 8
@@ -57,13 +54,10 @@ SETTINGS = {  # by the task's name, without a rate of noise
 
 
 def noise_matrix(kind: str, rate: float, num_classes: int) -> torch.Tensor:
-    """Probability of each label (columns) given the true class (rows): (C, C).
-
-    symmetric: at `rate` one of the other classes. asymmetric: at `rate` a class of CONFUSED becomes another.
-    """
+    """Probability of each label (columns) given the true class (rows): (C, C). At `rate` a label is one
+    of the other classes, or if kind is "asymmetric" that of CONFUSED."""
     if kind == "symmetric":
-        matrix = torch.full((num_classes, num_classes), rate / (num_classes - 1))
-        return matrix.fill_diagonal_(1 - rate)
+        return torch.full((num_classes, num_classes), rate / (num_classes - 1)).fill_diagonal_(1 - rate)
     matrix = torch.eye(num_classes)
     for true, other in CONFUSED.items():
         matrix[true, true], matrix[true, other] = 1 - rate, rate
@@ -76,10 +70,8 @@ def corrupt(y: torch.Tensor, matrix: torch.Tensor, generator) -> torch.Tensor:
 
 
 def draw_episodes(y: torch.Tensor, shots: int, episodes: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of support (E, WAYS, shots) and query samples (E, WAYS, QUERIES) of WAYS classes, all distinct.
-
-    y (N,) classes, of each of which there are equally many samples.
-    """
+    """Classes y (N,), equally many samples of each -> indices of E episodes, all distinct within one: support
+    (E, WAYS, shots) and query samples (E, WAYS, QUERIES)."""
     members = y.argsort(stable=True).view(len(y.unique()), -1)  # (classes, samples of each)
     classes = torch.rand(episodes, len(members), generator=generator).argsort(1)[:, :WAYS]
     order = torch.rand(episodes, WAYS, members.shape[1], generator=generator).argsort(2)
@@ -104,17 +96,16 @@ def few_shot(y: torch.Tensor, features: dict[str, torch.Tensor], generator) -> d
         entry = table[f"{shots}-shot"] = {}
         for name, own in features.items():
             scores = episode_accuracy(own, support, query)
-            entry[name] = [scores.mean().item(), 1.96 * scores.std().item() / math.sqrt(EPISODES)]
+            entry[name] = [scores.mean().item(), 1.96 * scores.std().item() / EPISODES**0.5]
     return table
 
 
 def view(augmentation: str, teacher=None):
-    """What teacher and student see of a batch: a function (x, [weak_probs,] labels) -> the same, with
-    augmented images x (B, ...), the labels of `teacher` (images -> (B, C)) for these images, and labels (B,),
-    (B, C) where they are mixed.
+    """A function (x, [weak_probs,] labels) -> what teacher and student see of a batch: augmented images x
+    (B, ...), what `teacher` (images -> (B, C)) says of these, and labels (B,), (B, C) where they are mixed.
 
-    A transform draws its random numbers once for all images that it is given: GROUP of them share an angle or
-    a crop. (One at a time, CIFAR-100 would cost 200 microseconds an image instead of 14.)
+    GROUP images share an angle or a crop. (One at a time, CIFAR-100 would cost 200 microseconds an image
+    instead of 14.)
     """
     from torchvision.transforms import v2  # here, as its import takes a second
 

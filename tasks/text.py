@@ -1,12 +1,12 @@
-"""Text: generated product reviews and what they say, and the networks that read text.
+"""Text: generated product reviews, and the networks that read text.
 
 A review makes seven statements, each on an aspect of one product and each in favour of it or against it:
 
     kettle : quiet motor , not leaky lid but flimsy handle , superb blade and solid surface , ...
 
-Words of praise and blame are partly shared by all domains and partly a domain's own, and some praise in one
-domain and blame in another (a quiet motor, a quiet game). "not" turns a word around, "and" joins statements
-of one mind, "but" two that differ. Nine in ten statements agree with the reviewer's mood.
+Some words of praise and blame are shared by all domains, some are a domain's own, and some praise in one and
+blame in another (a quiet motor, a quiet game). "not" turns a word around, "and" joins statements of one mind,
+"but" two that differ. Nine in ten statements agree with the reviewer's mood.
 """
 
 import random
@@ -54,20 +54,19 @@ def review(domains: list[str], rng: random.Random) -> tuple[str, int]:
     """A review of a product of one of the domains, and its verdict: statements for it minus those against."""
     place = DOMAINS[rng.choice(domains)]
     mood = rng.random() < 0.5
-    words, verdict, last = [rng.choice(place.products), ":"], 0, None
+    words, statements = [rng.choice(place.products), ":"], []
     for _ in range(STATEMENTS):
         favourable = (rng.random() < 0.9) == mood
-        if last is not None:
+        if statements:
             joined = rng.random() < 0.3
-            words.append(("and" if favourable == last else "but") if joined else ",")
+            words.append(("and" if favourable == statements[-1] else "but") if joined else ",")
         negated = rng.random() < 0.2
         own, shared = (place.praise, PRAISE) if favourable != negated else (place.blame, BLAME)
         if negated:
             words.append(rng.choice(NEGATIONS))
         words += [rng.choice(own if rng.random() < 0.7 else shared), rng.choice(place.aspects)]
-        verdict += 1 if favourable else -1
-        last = favourable
-    return " ".join([*words, "."]), verdict
+        statements.append(favourable)
+    return " ".join([*words, "."]), 2 * sum(statements) - STATEMENTS
 
 
 def pair(domains: list[str], rng: random.Random) -> tuple[tuple[str, str], int]:
@@ -79,10 +78,8 @@ def pair(domains: list[str], rng: random.Random) -> tuple[tuple[str, str], int]:
 
 
 PAD, BEGIN, END = range(3)
-WORDS = sorted(
-    {word for place in DOMAINS.values() for words in place for word in words}
-    | {*PRAISE, *BLAME, *NEGATIONS, *": , . and but".split()}
-)
+OWN = {word for place in DOMAINS.values() for words in place for word in words}
+WORDS = sorted(OWN | {*PRAISE, *BLAME, *NEGATIONS, ":", ",", ".", "and", "but"})
 TOKENS = {word: i for i, word in enumerate(WORDS, start=3)}
 
 
@@ -132,8 +129,8 @@ class CausalTransformer(nn.Module):
         return self.head(self.hidden(tokens)[-1]).transpose(1, 2)
 
     def features(self, tokens):
-        """Tokens (N, L) -> (N, 2 * depth * width): last word and mean, from every block. END, after which
-        nothing was to be predicted, is left out."""
+        """Tokens (N, L) -> (N, 2 * depth * width): last word and mean, from every block, without END, after
+        which nothing was to be predicted."""
         return pool(self.hidden(tokens), (tokens != PAD) & (tokens != END))
 
 
@@ -157,9 +154,8 @@ def vocabulary(texts: list[str], phrases: bool, size: int) -> dict[str, int]:
 
 
 class BagOfWords(nn.Module):
-    """A linear model on the known terms of a text: (N, L) -> logits (N, C), the mean weight of the terms. The
-    two responses of a pair, (N, 2, L) -> (N, 2), share a reward, the sum: a prompt that both repeat cancels.
-    """
+    """Known terms of texts (N, L) -> logits (N, C), the mean weight of the terms. The responses of a pair,
+    (N, 2, L) -> (N, 2), share a reward, the sum: a prompt that both repeat cancels."""
 
     def __init__(self, texts: list[str], phrases: bool, num_classes: int, pairs: bool):
         super().__init__()
@@ -173,7 +169,7 @@ class BagOfWords(nn.Module):
         """Texts -> numbers of their known terms (N, L), padded with 0."""
         known = self.vocabulary
         rows = [[known[term] for term in terms(text, self.phrases) if term in known] for text in texts]
-        # One very long text would pad all others to its length.
+        # Cut, as one very long text would pad all others to its length.
         rows = [torch.tensor(row[-2000:], dtype=torch.int32) for row in rows]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 

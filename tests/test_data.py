@@ -1,9 +1,7 @@
 """Names of tasks, their splits, and the readers of files: digits, reviews, dialogues, FILE.npz."""
 
 import gzip
-import itertools
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -15,9 +13,7 @@ import torch
 from conftest import reviews, write_lines
 
 import data
-from tasks import files, images, text
-
-DIGITS_DIR = os.environ.get("DIGITS_DIR")  # a folder that torchvision has downloaded MNIST and USPS into
+from tasks import files, images
 
 
 def splits_of(task):
@@ -34,9 +30,6 @@ def complaint(name, folder=None):
         data.load(name, 0, folder and str(folder))
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-# ----------------------------------------------------------------------------------------------------- names
 
 
 NAMES = """glyphs-shift-1 mnist-usps usps-mnist hh-helpful-harmless amazon-books-kitchen_ware glyphs-distill
@@ -65,32 +58,22 @@ def test_unknown_names(name):
         data.resolve(name)
 
 
-# ---------------------------------------------------------------------------------------------------- images
-
-
-@pytest.fixture
-def small(monkeypatch):
+def test_rendered_splits_are_disjoint_and_only_the_target_is_shifted(monkeypatch):
     monkeypatch.setattr(data, "SIZES", {"weak_train": 50, "strong_train": 100, "val": 50, "test": 500})
-
-
-def test_rendered_splits_are_disjoint_and_fixed_by_the_seed(small):
-    task, again, other = (data.load("glyphs-shift", seed) for seed in (3, 3, 4))
-    assert len(set.union(*(unique(split.x) for split in splits_of(task)))) == 700
-    for split, size in zip(splits_of(task), (50, 100, 50, 500)):
-        assert split.x.shape == (size, 1, 28, 28) and 0 <= split.x.min() and split.x.max() <= 1
-    assert (task.test.y.bincount(minlength=10) > 25).all()
-    assert torch.equal(again.test.x, task.test.x) and torch.equal(again.test.y, task.test.y)
-    assert not torch.equal(other.test.x, task.test.x)
-
-
-def test_severity_changes_the_target_domain_only(small):
-    none, *shifted = (data.load(f"glyphs-shift{end}", seed=0) for end in ("-0", "-0.2", "", "-0.8"))
+    none, again, other, *shifted = (
+        data.load(f"glyphs-shift-{severity}", seed)
+        for severity, seed in ((0, 3), (0, 3), (0, 4), (0.2, 3), (0.4, 3), (0.8, 3))
+    )
+    assert [len(split.x) for split in splits_of(none)] == [50, 100, 50, 500]
+    assert len(set.union(*(unique(split.x) for split in splits_of(none)))) == 700
+    assert torch.equal(again.test.x, none.test.x) and not torch.equal(other.test.x, none.test.x)
     last = 0
     for task, severity in zip(shifted, (0.2, 0.4, 0.8)):
+        x = task.test.x
+        assert x.shape == (500, 1, 28, 28) and 0 <= x.min() and x.max() <= 1
         assert torch.equal(none.weak_train.x, task.weak_train.x) and torch.equal(none.test.y, task.test.y)
-        assert last < (last := (task.test.x - none.test.x).abs().mean())
-        inverted = (task.test.x.flatten(1).median(1).values > 0.5).float().mean()
-        assert abs(inverted - severity / 2) < 0.07
+        assert last < (last := (x - none.test.x).abs().mean())
+        assert abs((x.flatten(1).median(1).values > 0.5).float().mean() - severity / 2) < 0.07  # inverted
 
 
 def test_typefaces(monkeypatch):
@@ -121,15 +104,6 @@ def test_framing_removes_position_scale_and_margin():
     assert images.frame(torch.zeros(2, 16, 16)).isfinite().all()
 
 
-@pytest.mark.skipif(not DIGITS_DIR, reason="DIGITS_DIR names no folder with the real digits")
-@pytest.mark.parametrize("name, n_test, n_train", [("mnist-usps", 2007, 6291), ("usps-mnist", 10000, 7000)])
-def test_real_digits(name, n_test, n_train):
-    task = data.load(name, 0, DIGITS_DIR)
-    assert [len(split.y) for split in splits_of(task)] == [4000, n_train, 1000, n_test]
-    for split in (task.val, task.test):
-        assert not unique(split.x) & unique(task.strong_train.x)
-
-
 def test_digit_splits_come_from_where_they_should(monkeypatch):
     """Each image holds its own number; source and target, train and test start at other numbers."""
 
@@ -138,7 +112,7 @@ def test_digit_splits_come_from_where_they_should(monkeypatch):
         numbers = {split: torch.arange(start, start + 9000) for split, start in starts.items()}
         return {split: (y.float().view(-1, 1, 1, 1), y) for split, y in numbers.items()}
 
-    monkeypatch.setattr(files, "digits", numbered)
+    monkeypatch.setattr(files, "labelled_images", numbered)
     task, other = (data.load("mnist-usps", seed) for seed in (0, 1))
     for split, start, n in zip(splits_of(task), (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)):
         assert len(split.y.unique()) == len(split.y) == n
@@ -156,61 +130,44 @@ def test_a_missing_or_damaged_folder_says_what_was_looked_for(tmp_path):
     assert "usps.bz2" in complaint("usps-mnist", tmp_path)
 
 
-def test_downloads_are_complete_or_absent(monkeypatch):
-    attempts = []
-
+@pytest.mark.parametrize("folder", [None, "given"])
+def test_images_are_downloaded_where_no_folder_is_given(monkeypatch, folder):
     class Digits:
-        """Stands for torchvision's data set: the first download breaks off."""
+        """Stands for torchvision's data set."""
 
-        def __init__(self, root, train, download=False):
-            file = root / f"{train}.txt"
-            if download:
-                attempts.append(file.write_text("whole"))
-                if len(attempts) == 2:
-                    raise OSError("connection lost")
-            assert file.exists()
+        def __init__(self, root, train, download):
+            assert (str(root), download) == (folder or "cache/downloads/usps", not folder)
             self.data, self.targets = np.full((3, 16, 16), 255, dtype=np.uint8), [0, 1, 2 + train]
 
     monkeypatch.setattr("torchvision.datasets.USPS", Digits)
-    with pytest.raises(data.InputError, match="connection lost"):
-        files.digits("usps", None)
-    assert not (files.DOWNLOADS / "usps").exists()
-    for _ in range(2):  # the second time without a download
-        (x, y), (_, y_test) = (files.digits("usps", None)[split] for split in ("train", "test"))
-        assert (y.tolist(), y_test.tolist(), len(attempts)) == ([0, 1, 3], [0, 1, 2], 4)
-        assert x.shape == (3, 1, 28, 28) and x.max() == 1
+    parts = files.labelled_images("usps", folder)
+    assert [parts[split][1].tolist() for split in ("train", "test")] == [[0, 1, 3], [0, 1, 2]]
+    assert parts["train"][0].shape == (3, 1, 28, 28) and parts["train"][0].max() == 1
 
 
-# ------------------------------------------------------------------------------------------------- real text
+def test_reviews_are_split_and_a_text_that_stands_twice_is_on_one_side(amazon):
+    def load(seed):
+        return data.load("amazon-books-kitchen", seed, str(amazon))
 
-
-def test_reviews_are_split(amazon):
-    """Uncompressed and compressed: source and target, texts with their labels, drawn by the seed."""
-    task = data.load("amazon-books-kitchen", 0, str(amazon))
+    task = load(0)
+    assert (task.kind, task.num_classes) == ("text", 2)
     assert [len(split.y) for split in splits_of(task)] == [60, 42, 6, 12]
-    assert (task.kind, task.num_classes, task.encoder) == ("text", 2, "bag of words")
     assert len(set.union(*(set(split.x) for split in splits_of(task)))) == 120
     for split, domain in zip(splits_of(task), ["books", *["kitchen"] * 3]):
         assert all(x.startswith(domain) and ("good" in x) == y for x, y in zip(split.x, split.y))
-    assert data.load("amazon-books-kitchen", 1, str(amazon)).test.x != task.test.x
-
-
-def test_a_text_that_stands_twice_is_on_one_side(amazon):
+    assert load(1).test.x != task.test.x
     loud = [{**row, "text": row["text"].upper() + "!"} for row in reviews("kitchen")]
     write_lines(amazon / "kitchen.jsonl.gz", [*reviews("kitchen") * 2, *loud, *reviews("books")[:2]])
-    splits = splits_of(data.load("amazon-books-kitchen", 0, str(amazon)))
-    texts = [{" ".join(text.terms(x, False)) for x in split.x} for split in splits]
-    assert len(set.union(*texts)) == sum(map(len, texts)) and len(splits[0].y) == 58
+    texts = [{x.lower().strip("!") for x in split.x} for split in splits_of(load(0))]
+    assert len(set.union(*texts)) == sum(map(len, texts)) and len(texts[0]) == 58
 
 
 @pytest.fixture
 def dialogues(tmp_path):
     """Four pairs for each of 50 first human turns; two turns of the source are the target's too."""
     for domain, turns in (("helpful-base", range(48, 100)), ("harmless-base", range(50))):
-        rows = []
-        for i, turn in itertools.product(range(4), turns):
-            answer = f"\n\nHuman: turn {turn}\n\nAssistant: {{}} {domain} {i}"
-            rows.append({word: answer.format(word) for word in ("chosen", "rejected")})
+        starts = [f"\n\nHuman: turn {turn}\n\nAssistant: {{}} {i}" for i in range(4) for turn in turns]
+        rows = [{word: start.format(word) for word in ("chosen", "rejected")} for start in starts]
         same = [rows[0] | {"rejected": rows[0]["chosen"]}]  # says nothing, and is left out
         write_lines(tmp_path / "hh" / domain / "train.jsonl.gz", rows[:100] + same)
         write_lines(tmp_path / "hh" / domain / "test.jsonl.gz", rows[100:])
@@ -240,27 +197,20 @@ def test_first_human_turns_are_on_one_side_only(dialogues, fetched, monkeypatch)
 
 
 GOOD = b'{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'
-LINES = "".join(json.dumps(row) + "\n" for row in reviews("books", 3000)).encode()
-BAD_LINES = [
-    (b"{", "line 3: Expecting"),
-    (b"\n\n[]", "line 5: no field 'text'"),  # empty lines count
-    (b"\xff\xfe\x80", "line 3: "),
-    (b'{"text": "fine"}', "line 3: no field 'label'"),
-    (b'{"text": " ", "label": 1}', "line 3: 'text' is empty"),
-    (b'{"text": ["fine"], "label": 1}', "line 3: 'text' is no str"),
-    (b'{"text": "fine", "label": true}', "line 3: 'label' is no int"),
-    (b'{"text": "fine", "label": 3}', "books.jsonl has the labels 0, 1, 3;"),
-    (b'{"text": "fine", "label": -1}', "books.jsonl has the labels -1, 0, 1;"),
-    (b'{"text": "fine", "label": 2}', "source and target have different labels"),
-]
+LINES = gzip.compress("".join(json.dumps(row) + "\n" for row in reviews("books", 3000)).encode())
 BAD_FILES = [
-    ("books.jsonl", b"", "nothing in files/books.jsonl"),
-    ("books.jsonl", GOOD.splitlines()[0], "the labels 1; "),
+    ("books.jsonl", GOOD + b"{", "books.jsonl, line 3: Expecting"),
+    ("books.jsonl", GOOD + b"\n\n[]", "line 5: expected is a field 'text', str"),  # empty lines count
+    ("books.jsonl", GOOD + b'{"text": "fine"}', "line 3: expected is a field 'label', int"),
+    ("books.jsonl", GOOD + b'{"text": " ", "label": 1}', "line 3: expected is a field 'text', str"),
+    ("books.jsonl", GOOD + b'{"text": "fine", "label": true}', "line 3: expected is a field 'label', int"),
+    ("books.jsonl", GOOD + b'{"text": "fine", "label": 3}', "books.jsonl has the labels [0, 1, 3];"),
+    ("books.jsonl", GOOD + b'{"text": "fine", "label": 2}', "source and target have different labels"),
+    ("books.jsonl", GOOD.splitlines()[0], "the labels [1]; "),
     ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in files"),
-    ("books.jsonl.gz", gzip.compress(LINES)[:2000], "files/books.jsonl.gz, line "),
-    ("books.jsonl.gz", gzip.compress(LINES)[:200] + b"damage" + gzip.compress(LINES)[206:], ", line "),
+    ("books.jsonl.gz", LINES[:2000], "files/books.jsonl.gz, line "),
+    ("books.jsonl.gz", LINES[:200] + b"damage" + LINES[206:], "files/books.jsonl.gz, line "),
     ("books.jsonl.gz", b"no gzip", "files/books.jsonl.gz, line 0: "),
-    *(("books.jsonl", GOOD + line + b"\n", message) for line, message in BAD_LINES),
 ]
 
 
@@ -283,9 +233,8 @@ def test_what_cannot_be_split_or_compared(amazon, dialogues):
     write_lines(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a", "rejected": "b"}])
     assert "without 'Assistant:'" in complaint("hh-helpful-harmless", dialogues)
     assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)
-
-
-# -------------------------------------------------------------------------------------------------- FILE.npz
+    Path("bad.npz").write_bytes(b"PK\x03\x04 broken")
+    assert complaint("bad.npz").startswith("bad.npz: not an .npz file")
 
 
 def test_npz_roundtrip_with_and_without_split(arrays, npz):
@@ -315,23 +264,17 @@ def test_npz_with_pairs_in_half_precision(arrays):
 BAD_ARRAYS = [
     ("weak_probs", None, "missing: weak_probs"),
     ("x", lambda x: np.zeros((400, 3, 4)), "x has shape"),
-    ("x", lambda x: np.zeros((0, 4)), "nothing in it"),
-    ("x", lambda x: x.astype(int), "x has type int64, expected float32"),
+    ("x", lambda x: np.zeros((0, 4)), "x has shape"),
     ("x", lambda x: np.where(np.arange(6) == 2, np.nan, x), "x has NaN"),
-    ("x", lambda x: x * 1e300, "x has NaN, infinite or too large"),
     ("x", lambda x: np.array([{}] * 400), "not an .npz file of plain arrays"),
     ("x", lambda x: np.zeros((400, 2, 3)), "pairs"),
-    ("weak_probs", lambda q: q[:, 0], "weak_probs has shape"),
     ("weak_probs", lambda q: q[1:], "weak_probs has shape"),
-    ("weak_probs", lambda q: q[:, :0], "too small"),
     ("weak_probs", lambda q: q * 1.1, "not to 1"),
-    ("weak_probs", lambda q: q * np.array([-1, 1, 1, 1.0]), "negative"),
+    ("weak_probs", lambda q: q + np.array([1, -1, 0, 0]), "negative"),
     ("y", lambda y: y + 1, "y has values outside 0..3"),
-    ("y", lambda y: y - 1, "y has values outside"),
     ("y", lambda y: y * 1.0, "y has type float64, expected int64"),
-    ("y", lambda y: y[:, None], "y has shape"),
+    ("y", lambda y: y[1:], "y has shape"),
     ("split", lambda _: np.zeros(400, dtype=int), "no sample in split val"),
-    ("split", lambda _: np.full(400, 3), "split has values outside 0..2"),
     ("labels", lambda _: np.full(400, 4), "labels has values outside"),
 ]
 
@@ -341,9 +284,3 @@ def test_bad_npz(arrays, key, change, message):
     value = arrays.pop(key, None)
     np.savez("bad.npz", **arrays, **({key: change(value)} if change else {}))
     assert re.match(f"bad.npz: .*{message}", complaint("bad.npz"))
-
-
-def test_a_file_that_is_no_npz():
-    for content in (b"", b"not a zip", b"PK\x03\x04 broken", b"\x93NUMPY\x01\x00"):
-        Path("bad.npz").write_bytes(content)
-        assert complaint("bad.npz").startswith("bad.npz: not an .npz file")

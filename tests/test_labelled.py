@@ -28,20 +28,6 @@ def supervise(name, folder=None):
     return models.supervise(data.resolve(name), 0, folder, "cpu", 1)
 
 
-def test_recipes():
-    heads, scratch, tuned, cifar = (
-        data.resolve(name).recipe
-        for name in ("reviews", "glyphs-distill", "glyphs-transfer", "cifar100-distill")
-    )
-    assert cifar == {"epochs": 240, "lr": 0.2, "ceiling_lr": 0.2, "batch_size": 512, "optimizer": "sgd"}
-    assert data.resolve("glyphs-noisy-symmetric-0.2").recipe == scratch
-    assert heads["lr"] == 3e-5 and len({heads["lr"], scratch["lr"], tuned["lr"]}) == 3
-    assert heads.keys() == scratch.keys() == tuned.keys() == cifar.keys()
-
-
-# ----------------------------------------------------------------------------------------------- noisy labels
-
-
 def test_noise_matrices_by_hand():
     symmetric = labelled.noise_matrix("symmetric", 0.2, 5)
     torch.testing.assert_close(symmetric, torch.full((5, 5), 0.05) + 0.75 * torch.eye(5))
@@ -51,10 +37,9 @@ def test_noise_matrices_by_hand():
     torch.testing.assert_close(labelled.noise_matrix("asymmetric", 0.4, 10), asymmetric)
 
 
-@pytest.mark.parametrize("kind, rate", [("symmetric", 0.2), ("asymmetric", 0.4), ("symmetric", 1.0)])
-def test_corrupted_labels_follow_the_matrix(kind, rate):
+def test_corrupted_labels_follow_the_matrix():
     y = torch.arange(10).repeat(5000)
-    matrix = labelled.noise_matrix(kind, rate, 10)
+    matrix = labelled.noise_matrix("asymmetric", 0.4, 10)
     labels = labelled.corrupt(y, matrix, torch.Generator().manual_seed(0))
     counts = torch.zeros(10, 10).index_put_((y, labels), torch.ones(len(y)), accumulate=True) / 5000
     torch.testing.assert_close(counts, matrix, atol=0.03, rtol=0)
@@ -62,13 +47,9 @@ def test_corrupted_labels_follow_the_matrix(kind, rate):
 
 
 def test_the_teacher_learns_the_corrupted_labels_and_only_the_student_sees_them(small, monkeypatch):
-    plain, clean = (data.load(f"glyphs-noisy-asymmetric-{rate}", 0) for rate in ("0.4", "0"))
-    x, y, _, labels = plain.strong_train
+    x, y, _, labels = data.load("glyphs-noisy-asymmetric-0.4", 0).strong_train
     wrong = labels != y
     assert wrong.any() and set(y[wrong].tolist()) <= {2, 3, 5, 6, 7}
-    assert torch.equal(clean.strong_train.labels, clean.strong_train.y) and torch.equal(
-        clean.strong_train.y, y
-    )
     fit, seen = models.fit, []
     monkeypatch.setattr(models, "fit", lambda m, x, y, **etc: seen.append((x, y)) or fit(m, x, y, **etc))
     task = supervise("glyphs-noisy-asymmetric-0.4")
@@ -78,20 +59,16 @@ def test_the_teacher_learns_the_corrupted_labels_and_only_the_student_sees_them(
     assert task.val.labels is None is task.test.labels
 
 
-# --------------------------------------------------------------------------------------------------- few-shot
-
-
 def test_episodes_support_and_query_are_disjoint():
     y = torch.arange(8).repeat(30)[torch.randperm(240, generator=torch.Generator().manual_seed(1))]
     for shots in (1, 5):
         support, query = labelled.draw_episodes(y, shots, 200, torch.Generator().manual_seed(0))
         assert support.shape == (200, 5, shots) and query.shape == (200, 5, 15)
         used = torch.cat([support, query], 2)
-        assert all(len(episode.unique()) == episode.numel() for episode in used)
         classes = y[used]
-        assert (classes == classes[:, :, :1]).all()
+        assert all(len(episode.unique()) == episode.numel() for episode in used)
         assert all(len(episode.unique()) == 5 for episode in classes)
-        assert len(y[support].unique()) == 8 and len(support.unique()) > 200
+        assert (classes == classes[:, :, :1]).all() and len(support.unique()) > 200
 
 
 def test_episode_accuracy_against_a_loop():
@@ -124,15 +101,11 @@ def test_few_shot_scores_all_networks_on_the_same_episodes(monkeypatch):
 
 
 def test_novel_classes_are_not_base_classes(small):
-    assert not set(labelled.BASE) & set(labelled.NOVEL_VAL + labelled.NOVEL_TEST)
-    assert not set(labelled.NOVEL_VAL) & set(labelled.NOVEL_TEST) and labelled.EPISODES >= 600
+    assert len({*labelled.BASE, *labelled.NOVEL["val"], *labelled.NOVEL["test"]}) == 26 + 10 + 10
     task = supervise("glyphs-fewshot")
     assert task.num_classes == 26 and set(task.novel) == {"val", "test"}
     for split in task.novel.values():
         assert split.x.shape == (200, 1, 28, 28) and split.y.bincount().tolist() == [20] * 10
-
-
-# ------------------------------------------------------------------------------------------------------ views
 
 
 @pytest.mark.parametrize("augmentation", ["affine", "crops", "crops, AutoAugment, mixup"])
@@ -156,15 +129,11 @@ def test_views_keep_labels_and_range(augmentation):
     else:
         assert torch.equal(given, labels)
     assert see(x, torch.full((40, 7), 1 / 7), labels)[1].shape == (40, 7)
-    assert len(labelled.view(augmentation)(x, labels)) == 2  # as a teacher is trained
 
 
 def test_groups_of_images_are_augmented_differently():
     seen, _ = labelled.view("affine")(torch.rand(1, 1, 28, 28).expand(32, 1, 28, 28), torch.zeros(32))
     assert len(seen.flatten(1).unique(dim=0)) == 32 // labelled.GROUP
-
-
-# -------------------------------------------------------------------------------------- teachers and students
 
 
 def test_images_are_not_standardised_and_the_teacher_labels_them(small):
@@ -206,7 +175,7 @@ def test_cifar_networks_have_their_published_size(name, millions):
 class Generated:
     """Stands for torchvision.datasets.CIFAR100: the class is written into a pixel of the first row."""
 
-    def __init__(self, root, train):
+    def __init__(self, root, train, download):
         rng, n = np.random.default_rng(train), 100 if train else 30
         self.data, self.targets = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), list(range(n))
         self.data[:, 0, 5, 2] = self.targets

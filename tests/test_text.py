@@ -30,9 +30,6 @@ def verdict_of(review: str) -> int:
     return 2 * sum(verdict) - len(verdict)
 
 
-# ------------------------------------------------------------------------------------------ generated reviews
-
-
 def test_reviews_mean_what_the_generator_says():
     rng = random.Random(0)
     drawn = [text.review(list(text.DOMAINS), rng) for _ in range(1500)]
@@ -46,7 +43,6 @@ def test_reviews_mean_what_the_generator_says():
         0.3: sum(word in text.PRAISE + text.BLAME for word in words) / statements,
     }
     assert all(abs(found - share) < 0.04 for share, found in shares.items()), shares
-    assert 0.15 < sum(" but " in review for review, _ in drawn) / 1500 < 0.5
 
 
 def test_domains_share_words_have_their_own_and_disagree_about_some():
@@ -57,14 +53,6 @@ def test_domains_share_words_have_their_own_and_disagree_about_some():
     praise = {word for name in text.SOURCE for word in text.DOMAINS[name].praise}
     blame = {word for name in text.TARGET for word in text.DOMAINS[name].blame}
     assert len(praise & blame) >= 3 and not set(text.SOURCE) & set(text.TARGET)
-
-
-def test_either_review_of_a_pair_may_stand_first():
-    """The two verdicts are exchangeable, whatever they are, and never equal."""
-    rng = random.Random(0)
-    verdicts = [tuple(map(verdict_of, text.pair(text.SOURCE, rng)[0])) for _ in range(1500)]
-    first, second = (sum(sign * abs(a) > sign * abs(b) for a, b in verdicts) for sign in (1, -1))
-    assert abs(first - second) < 4 * (first + second) ** 0.5 and all(a != b for a, b in verdicts)
 
 
 SIZES = {"weak_train": 200, "strong_train": 300, "val": 50, "test": 400}
@@ -93,9 +81,6 @@ def test_generated_splits(name, monkeypatch):
         assert len({each.split()[0] for each in models.flat([x])}) == 1  # a pair is on one product
 
 
-# ----------------------------------------------------------------------------------------- causal transformer
-
-
 @pytest.fixture(scope="module")
 def transformer():
     torch.manual_seed(0)
@@ -108,13 +93,12 @@ def tokens():
     return text.encode([text.review(text.SOURCE, rng)[0] for _ in range(8)])
 
 
-def test_tokens(tokens):
-    words = "novel : not dull plot .".split()
-    [row] = text.encode([" ".join(words)]).tolist()
-    assert row[0] == text.BEGIN and row[-1] == text.END
-    assert [text.WORDS[token - 3] for token in row[1:-1]] == words
-    lengths = (tokens != text.PAD).sum(1)
-    assert all(row[:n].all() and row[n - 1] == text.END for row, n in zip(tokens, lengths))
+def test_tokens():
+    rows = text.encode(["novel : not dull plot .", "dull ."])
+    words = [text.WORDS[token - 3] for token in rows[0, 1:-1]]
+    assert words == "novel : not dull plot .".split()
+    [begin, *_, end], ended = rows[0].tolist(), rows[1, 3:].tolist()
+    assert (begin, end, ended) == (text.BEGIN, text.END, [text.END, *[text.PAD] * 4])
 
 
 def test_a_future_token_never_changes_a_past_logit(transformer, tokens):
@@ -126,17 +110,15 @@ def test_a_future_token_never_changes_a_past_logit(transformer, tokens):
         other = transformer(changed)
         torch.testing.assert_close(other[..., :position], logits[..., :position])
         assert (other[..., position] - logits[..., position]).abs().amax() > 1e-3
-    later = (transformer(tokens[:, [0, 2, 1, *range(3, tokens.shape[1])]]) - logits)[..., 5:]
-    assert later.abs().amax() > 1e-4  # but a past token does change what follows
+        assert position > 7 or (other - logits)[..., 8:].abs().amax() > 1e-4  # a past one does
 
 
 def test_padding_and_end_change_neither_logits_nor_features(transformer, tokens):
     padded = torch.nn.functional.pad(tokens, (0, 9), value=text.PAD)
     torch.testing.assert_close(transformer(padded)[..., : tokens.shape[1]], transformer(tokens))
-    alone = torch.cat([transformer.features(row[None, row != text.PAD]) for row in tokens])
     without_end = tokens.masked_fill(tokens == text.END, text.PAD)  # its own embedding is never trained
-    for other in (transformer.features(padded), transformer.features(without_end), alone):
-        torch.testing.assert_close(other, transformer.features(tokens))
+    for other in (padded, without_end):
+        torch.testing.assert_close(transformer.features(other), transformer.features(tokens))
 
 
 def test_pool_by_hand():
@@ -156,19 +138,11 @@ def test_pretraining_sees_all_domains_and_learns_to_predict(monkeypatch):
     assert torch.equal(real, (x != text.PAD) & (x != text.END))  # no padding is ever to be predicted
     assert torch.equal(x[:, 1:][real[:, :-1]], following[:, :-1][real[:, :-1]])
     assert {each.split()[0] for each in texts} == {p for d in text.DOMAINS.values() for p in d.products}
-    model = text.CausalTransformer()
-    held_out = encode([text.review(list(text.DOMAINS), random.Random(5))[0] for _ in range(50)])
-
-    def loss():
-        logits, following = model(held_out[:, :-1]), held_out[:, 1:]
-        return torch.nn.functional.cross_entropy(logits, following, ignore_index=text.PAD).item()
-
-    before = loss()
-    model.load_state_dict(weights)
-    assert loss() < before - 1
-
-
-# ---------------------------------------------------------------------------------------------- bags of words
+    losses, model = [], text.CausalTransformer()
+    for _ in range(2):
+        losses.append(torch.nn.functional.cross_entropy(model(x), following).item())
+        model.load_state_dict(weights)
+    assert losses[1] < losses[0] - 1
 
 
 def test_terms_and_vocabulary_by_hand():
@@ -204,12 +178,8 @@ def test_a_class_is_the_mean_and_a_reward_the_sum_of_known_terms(pairs):
 
 
 def test_bag_features_by_hand():
-    unlabelled = ["a a b", "a c", "b a"]
-    features = text.bag_features(["a b b z", ""], unlabelled, size=2)
+    features = text.bag_features(["a b b z", ""], ["a a b", "a c", "b a"], size=2)
     torch.testing.assert_close(features, torch.tensor([[1.0, 2.0], [0.0, 0.0]]).log1p())
-
-
-# ------------------------------------------------------------------------------------------------ supervision
 
 
 @pytest.mark.parametrize("name", ["reviews-shift", "preferences-shift"])
@@ -248,9 +218,6 @@ def test_supervision_of_real_text(amazon):
         models.supervise(known, 0, str(amazon), "cpu", 1)
 
 
-# -------------------------------------------------------------------------------- any Hugging Face text model
-
-
 @pytest.fixture(params=["bert", "llama"])
 def checkpoint(request, tmp_path):
     """A tiny encoder or causal model with random weights, and a tokenizer of whole words, in a folder."""
@@ -276,11 +243,8 @@ def test_a_pretrained_model_reads_texts_alike_in_any_company(checkpoint):
     texts = ["good books", "bad", "good bad good kitchen books bad"]
     together = text.pretrained_features(checkpoint, texts, "cpu")
     assert together.shape == (3, 64)
-    for each, row in zip(texts, together):
-        alone = text.pretrained_features(checkpoint, [each], "cpu")[0]
-        torch.testing.assert_close(alone, row, rtol=1e-4, atol=1e-5)
-    in_other_order = text.pretrained_features(checkpoint, texts[::-1], "cpu", batch_size=2)
-    torch.testing.assert_close(in_other_order.flip(0), together, rtol=1e-4, atol=1e-5)
+    alone = text.pretrained_features(checkpoint, texts[::-1], "cpu", batch_size=1).flip(0)
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
 def test_a_set_of_texts_is_read_once_for_all_seeds(amazon, monkeypatch, tmp_path):
