@@ -79,5 +79,6 @@ def test_without_trust_in_itself_it_is_naive_and_balanced_reaches_it():
 def test_the_flags_reach_the_loop(npz, monkeypatch):
     seen = []
     monkeypatch.setattr(confidence, "train_student", lambda _, **own: seen.append(own))
-    run_script(confidence, "--task", npz, *"--seeds 0 --supervision mean --alpha 0.3 --alpha-ramp 0.25".split())
+    flags = "--seeds 0 --supervision mean --alpha 0.3 --alpha-ramp 0.25"
+    run_script(confidence, "--task", npz, *flags.split())
     assert [seen[0][key] for key in ("alpha", "alpha_ramp", "balanced")] == [0.3, 0.25, False]
