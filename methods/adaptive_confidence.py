@@ -1,9 +1,8 @@
 """Adaptive confidence loss (AdaptConf): mix the weak label with the student's own view, by sample.
 
 Guo et al. 2024, "Vision Superalignment: Weak-to-Strong Generalization for Vision Foundation Models",
-arXiv 2402.03749. The student learns from two targets at once: the weak model's soft label, and its own hard
-prediction. How far it listens to itself is read from its own logits: one half where both name the same class,
-and less the more sharply it prefers its class to the weak model's.
+arXiv 2402.03749. The student learns from the weak model's soft label and from its own hard prediction. It
+trusts itself by its own logits: one half where both name the same class, less the more it prefers its own.
 
     L    = (1 - b) CE(z, q) + b CE(z, e_k)                       k = argmax z, w = argmax q          (Eq. 2)
     b(x) = exp(CE(z, e_k) / T) / ( exp(CE(z, e_k) / T) + exp(CE(z, e_w) / T) )                       (Eq. 2)
@@ -18,12 +17,11 @@ and less the more sharply it prefers its class to the weak model's.
     T     | temperature                   to infinity: b = 1/2 everywhere; to 0: b = 0 on disagreement
     tau   | distill_temperature
 
-No gradient flows through b. Note what Eq. 2 says: on disagreement b *falls* as the student grows surer of
-itself. The weak model's confidence enters L, but not b.
+b carries no gradient and ignores how sure q is; on disagreement it *falls* as the student grows surer.
 
 Differences: b in closed form, as the printed one overflows; CE_tau for the code's KL divergence, which has
-the same gradient; its ramp of b over epochs, in two of four settings, is a flag, as is its T, .25 to 8. The
-defaults, chosen on validation data, are near a fixed b = 1/2; for Eq. 2: --temperature 1 --beta-ramp 0.
+the same gradient; T (.25 to 8 in the code) and its ramp of b over epochs, in two of four settings, are flags.
+The defaults, chosen on validation data, are near a fixed b = 1/2; for Eq. 2: --temperature 1 --beta-ramp 0.
 
     python methods/adaptive_confidence.py --task glyphs-shift
 
@@ -35,21 +33,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 
-def confidence_weight(
-    student_logits: torch.Tensor, weak_probs: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def confidence_weight(student_logits, weak_probs, temperature: float) -> torch.Tensor:
     """b(x), the trust in the student's own prediction, in [0, 1/2]; carries no gradient.
 
     student_logits, weak_probs (N, C); temperature > 0 -> (N,)."""
-    logits, weak_class = student_logits.detach(), weak_probs.argmax(-1, keepdim=True)
-    of_weak, of_own = logits.gather(-1, weak_class).squeeze(-1), logits.amax(-1)
-    precision = torch.promote_types(logits.dtype, torch.float32)
-    return torch.sigmoid((of_weak.to(precision) - of_own.to(precision)) / temperature)
+    logits = student_logits.detach().to(torch.promote_types(student_logits.dtype, torch.float32))
+    of_weak = logits.gather(-1, weak_probs.argmax(-1, keepdim=True)).squeeze(-1)
+    return torch.sigmoid((of_weak - logits.amax(-1)) / temperature)
 
 
-def mixed_loss(
-    student_logits: torch.Tensor, weak_probs: torch.Tensor, b: torch.Tensor, distill_temperature: float = 1.0
-) -> torch.Tensor:
+def mixed_loss(student_logits, weak_probs, b, distill_temperature: float = 1.0) -> torch.Tensor:
     """(1 - b) tau^2 CE_tau(z, q) + b CE(z, e_k), mean over N, in nats. Half types are computed in float32.
 
     student_logits, weak_probs (N, C), rows of weak_probs sum to 1; b (N,), fixed -> scalar."""
@@ -64,10 +57,8 @@ def mixed_loss(
     return ((1 - b) * distill_temperature**2 * from_weak + b * from_self).mean()
 
 
-def adaptive_confidence_loss(
-    student_logits, weak_probs, temperature: float = 1.0, distill_temperature: float = 1.0, ramp: float = 1.0
-) -> torch.Tensor:
-    """Both together: Eq. 2 (without the labels' term). `ramp` in [0, 1] multiplies b."""
+def adaptive_confidence_loss(student_logits, weak_probs, temperature=1.0, distill_temperature=1.0, ramp=1.0):
+    """Both together: Eq. 2 (without the labels' term) -> scalar. `ramp` in [0, 1] multiplies b."""
     b = ramp * confidence_weight(student_logits, weak_probs, temperature)
     return mixed_loss(student_logits, weak_probs, b, distill_temperature)
 

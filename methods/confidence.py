@@ -11,17 +11,14 @@ less drawn to imitate the teacher's mistakes. The two later papers use it as the
     f(x)   | student_logits   (N, C)   here logits z
     f_w(x) | weak_probs       (N, C)   q, a weak model's soft labels, fixed
     f^_t(x)| own              (N,)     k = argmax z, or by a threshold: --balanced; e_k is its one-hot
-    alpha  | a                         in step t; its largest value, .5 (in the paper .75 for the largest
-                                       students), is the flag --alpha
+    alpha  | a                         --alpha: its largest value, .5 (.75 for the paper's largest students)
 
-No gradient flows through k. The numbers of the equations are ours. Where a task hands out labels, their
-cross-entropy is added.
+No gradient flows through k. The equations' numbers are ours. The cross-entropy of labels, if any, is added.
 
 Three published implementations differ:
-- Burns et al. (language models, two classes): k is not the argmax. A threshold on p makes the student's
-  classes as frequent in the batch as the weak labels make them (in the paper: equally frequent): --balanced.
-  Their code ramps over 10 % of the steps instead of 20, and by t / steps instead of t / (ramp * steps): a
-  grows to .05 and then jumps to .5.
+- Burns et al. (language models, two classes): --balanced: for k, a threshold on p makes the student's classes
+  as frequent in the batch as the weak labels do (in the paper: equally frequent). Their code ramps over 10 %
+  of the steps, not 20, and by t / steps, not t / (ramp * steps): a grows to .05 and then jumps to .5.
 - RAVEN's authors (Conf): the argmax, any number of classes, (1) and (2) as above, no labels.
 - AdaptConf's authors (AugConf): the argmax; a grows by epochs, by default over 30 % of them; for CE(z, q)
   stands a KL divergence at a distillation temperature; the labels' cross-entropy is added.
@@ -40,8 +37,7 @@ def own_class(student_logits: torch.Tensor, weak_probs: torch.Tensor, balanced: 
     """k, what the student itself says: (N, C), (N, C) -> (N,).
 
     balanced, for two classes: class 1 is for the samples with the smallest p_0, as many as the mean of the
-    weak labels' q_1 says. Raises ValueError where there are not two classes.
-    """
+    weak labels' q_1 says. Raises ValueError where there are not two classes."""
     if not balanced:
         return student_logits.argmax(-1)
     if student_logits.shape[-1] != 2:
@@ -52,14 +48,11 @@ def own_class(student_logits: torch.Tensor, weak_probs: torch.Tensor, balanced: 
     return (rank < weak_probs[:, 1].mean() * (len(rank) - 1)).long()
 
 
-def confidence_loss(
-    student_logits: torch.Tensor, weak_probs: torch.Tensor, a: float | torch.Tensor = 0.5, own=None
-) -> torch.Tensor:
+def confidence_loss(student_logits, weak_probs, a: float | torch.Tensor = 0.5, own=None) -> torch.Tensor:
     """Equation (1), mean over N, in nats.
 
     student_logits, weak_probs (N, C), rows of weak_probs sum to 1; own (N,): own_class, by default the argmax
-    -> scalar. Half types are computed in float32.
-    """
+    -> scalar. Half types are computed in float32."""
     own = student_logits.argmax(-1) if own is None else own
     log_p = student_logits.log_softmax(-1, dtype=torch.promote_types(student_logits.dtype, torch.float32))
     from_weak = -(weak_probs * log_p).sum(-1)
@@ -80,8 +73,7 @@ def train_student(
 
     student: a module, x (B, ...) -> logits (B, C); batches, of known number: gives (x, weak_probs (B, C)), or
     with labels to learn besides (x, weak_probs, labels (B,)); schedule: of the learning rate, stepped after
-    every batch; loss_of: confidence_loss, or the same compiled.
-    """
+    every batch; loss_of: confidence_loss, or the same compiled."""
     student.train()
     step, steps = 0, epochs * len(batches)
     for _ in tqdm(range(epochs), "confidence", leave=False, disable=None):
@@ -111,9 +103,8 @@ def main(argv=None) -> None:
     parser = evaluate.flags(__file__, __doc__)
     add, share = parser.add_argument, evaluate.number(float, 0, 1)
     add("--supervision", choices=["each", "mean"], default="each", help="as in naive.py")
-    # Both from the papers.
-    add("--alpha", type=share, default=0.5, help="largest share of the student's own class")
-    add("--alpha-ramp", type=share, default=0.2, help="share of the steps until it is reached")
+    add("--alpha", type=share, default=0.5, help="largest share of the student's own class; the papers: .5")
+    add("--alpha-ramp", type=share, default=0.2, help="share of the steps to reach it; the papers: .2")
     add("--balanced", action="store_true", help="two classes: as many of each as the weak labels say")
     for problem in evaluate.problems(parser, argv):
         args, students = problem.args, []

@@ -61,10 +61,7 @@ def unanimous(weak_probs: torch.Tensor) -> torch.Tensor:
     return (classes == classes[:, :1]).all(-1)
 
 
-def raven_loss(
-    student_logits: torch.Tensor, weak_probs: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor,
-    combination=combine,
-) -> torch.Tensor:  # fmt: skip
+def raven_loss(student_logits, weak_probs, weights, keep, combination=combine) -> torch.Tensor:
     """L, in nats: the mean over all N, of which `keep` counts. Gradients reach the student and the weights.
 
     student_logits (N, C); weak_probs (N, M, C); weights (M,); keep (N,); combination: combine,

@@ -3,10 +3,8 @@
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT
 
-FILES = sorted((ROOT / "methods").glob("*.py"))
 LINE = "# ---- To reproduce. Whoever copies this file deletes from here on. -"
 PROGRAM = """
 import sys
@@ -20,46 +18,35 @@ images, truth = torch.randn(60, 1, 6, 6), torch.randint(4, (60,))
 weak_probs = torch.softmax(3 * nn.functional.one_hot(truth, 4)[:, None] + torch.randn(60, 3, 4), -1)
 for name in "naive", "confidence", "adaptive_confidence", "raven":
     method = __import__(name)
-    targets = weak_probs if name == "raven" else weak_probs[:, 0]
+    targets, more = (weak_probs, {"num_weak": 3}) if name == "raven" else (weak_probs[:, 0], {})
     student = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     batches = DataLoader(TensorDataset(images, targets), batch_size=20, shuffle=True)
-    more = {"num_weak": 3} if name == "raven" else {}
     method.train_student(student, batches, 20, optimizer, schedule, **more)
-    print(name, (student(images).argmax(-1) == truth).float().mean().item())
+    assert (student(images).argmax(-1) == truth).float().mean() > 0.6, name
+    print(name)
 
 method = __import__("raven_dpo")
 policy = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))  # tokens (N, L) -> logits (N, L, V)
 tokens = torch.randint(5, (40, 2, 6))
 response = (torch.arange(6) > 1).expand(40, 2, 6)
 rewards = (tokens * response == 3).sum(-1, keepdim=True).float() + 0.1 * torch.randn(40, 2, 3)
-first = torch.tensor([[0]])
-before = policy(first).softmax(-1)[0, 0, 3].item()
+before = policy(torch.tensor([0]))[0].softmax(-1)[3].item()
 optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
 schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
 method.train_policy(policy, (tokens, response), rewards, 5, optimizer, schedule, batch_size=8)
-print("raven_dpo", policy(first).softmax(-1)[0, 0, 3].item() > before)
+assert policy(torch.tensor([0]))[0].softmax(-1)[3].item() > before
+print("raven_dpo")
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """What the program prints, a line per method."""
-    folder = tmp_path_factory.mktemp("copies")
-    for file in FILES:
-        (folder / file.name).write_text(file.read_text().split(LINE)[0])
-    command = [sys.executable, "-I", "-c", PROGRAM, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+def test_copies_train_a_strangers_modules(tmp_path):
+    """Above the line, which stands in every file once."""
+    for file in (ROOT / "methods").glob("*.py"):
+        method, _ = file.read_text().split(LINE)
+        (tmp_path / file.name).write_text(method)
+    command = [sys.executable, "-I", "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return dict(line.split() for line in done.stdout.splitlines())
-
-
-@pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_a_copy_trains_a_strangers_module(trained, name):
-    assert trained[name] == "True" if name == "raven_dpo" else float(trained[name]) > 0.6
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_line_stands_in_every_file_once(file):
-    assert file.read_text().count(LINE) == 1
+    assert set(done.stdout.split()) == {file.stem for file in tmp_path.glob("*.py")}  # none is left out
