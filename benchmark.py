@@ -11,23 +11,23 @@ Loss path: logits and weak labels in, value and gradients out. Medians after war
     limit      what must move (logits and weak labels read once, the gradient written once) at the bandwidth
                of a large copy, measured in the same process
 
-The C library's allocator is left as users have it. On a CPU it returns large tensors to the system, and to
-obtain them again takes time, most where a loss keeps many; with MALLOC_MMAP_MAX_=0 and
-MALLOC_TRIM_THRESHOLD_=1099511627776 in front of the command it keeps them, and compiling gains less.
+Student loop: a linear probe; its limit is the matrix products alone.
+
+The C library's allocator is left as users have it: on a CPU, large tensors go back to the system, and to
+obtain them again takes time, most where a loss keeps many. With MALLOC_MMAP_MAX_=0 and
+MALLOC_TRIM_THRESHOLD_=1099511627776 in front of the command they stay, and compiling gains less.
 """
 
 import argparse
-import functools
 import itertools
 import json
-import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 
 sys.path.append(str(Path(__file__).resolve().parent / "methods"))
 
@@ -43,8 +43,8 @@ import report
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = [(16384, 1000, "float32"), (16384, 1000, "bfloat16"), (4096, 32000, "float32")]  # N, C
 PROBES = {"cuda": [(40_000, 2048, 1000)], "cpu": [(20_000, 128, 10), (20_000, 768, 1000)]}  # N, D, C
-EPOCHS, BATCH_SIZE, REPEATS = 20, 128, 5
-LOOPS = ("matrix products", "DataLoader", "ours", "ours, compiled")
+EPOCHS, BATCH_SIZE = 20, 128
+LOOPS = ("matrix products", "ours", "ours, compiled")
 
 
 def published_confidence(z, q, a):
@@ -100,24 +100,10 @@ def differentiate(loss, z, q, *own) -> list[torch.Tensor]:
     return [value.detach(), *torch.autograd.grad(value, leaves)]  # backward() might copy it to leaf.grad
 
 
-def seconds(run, device) -> float:
-    if device == "cuda":
-        torch.cuda._sleep(10**7)  # while the GPU waits, the host gets ahead
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
-
-
-def medians(runs: dict, device, repeats=REPEATS) -> dict:
-    """Median seconds of each of `runs`, taken in turn, after two turns to warm up."""
-    times = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(2 + repeats)][2:]
-    return {name: median(each[name] for each in times) for name in runs}
+def seconds(run) -> float:
+    """The median of a second or more of calls, after warm-up; waits for the GPU."""
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=1).median
 
 
 def measure_loss(method, n, c, dtype, device) -> dict:
@@ -125,78 +111,54 @@ def measure_loss(method, n, c, dtype, device) -> dict:
     given = arguments(method, n, c, getattr(torch, dtype), device)
     source = torch.ones(2**26, device=device)
     losses = {"published": PUBLISHED[method], "ours": ours(method, False), "compiled": ours(method, True)}
-    runs = {name: functools.partial(differentiate, loss, *given) for name, loss in losses.items()}
-    times = medians(runs | {"limit": functools.partial(torch.empty_like(source).copy_, source)}, device)
-    times["limit"] *= (2 * given[0].nbytes + given[1].nbytes) / (2 * source.nbytes)
-    names = ("published", "ours", "limit")
-    ratios = {f"{name} / compiled": times[name] / times["compiled"] for name in names}
+    times = {name: seconds(partial(differentiate, loss, *given)) for name, loss in losses.items()}
+    moved = (2 * given[0].nbytes + given[1].nbytes) / (2 * source.nbytes)
+    times["limit"] = moved * seconds(partial(torch.empty_like(source).copy_, source))
+    ratios = {f"{name} / compiled": times[name] / times["compiled"] for name in times if name != "compiled"}
     return {f"{name}, ms": 1000 * time for name, time in times.items()} | ratios
 
 
-def train(loop, x, weak_probs) -> torch.nn.Module:
-    """A linear probe, after EPOCHS epochs of naive.train_student in the way that `loop` names."""
+def train(loop, x, weak_probs) -> None:
+    """EPOCHS epochs of naive.train_student on a linear probe, or its matrix products alone."""
     student = models.LinearHead(x.shape[1], weak_probs.shape[1], pairs=False).to(x.device)
     batches = models.Batches((x, weak_probs), BATCH_SIZE, 0)
+    steps = EPOCHS * len(batches)
     if loop == "matrix products":
-        for _ in range(EPOCHS * len(batches)):  # forward, and the gradient of the weights
+        for _ in range(steps):  # forward, and the gradient of the weights
             x[:BATCH_SIZE] @ student.weight.detach().T
             weak_probs[:BATCH_SIZE].T @ x[:BATCH_SIZE]
-        return student
-    fused = loop != "DataLoader" or None
-    optimizer, schedule = models.make_optimizer("adam", student, 1e-3, EPOCHS * len(batches), fused)
-    if loop == "DataLoader":
-        collate = torch.utils.data.default_collate
-        batches = torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(x.cpu(), weak_probs.cpu()), BATCH_SIZE, shuffle=True,
-            collate_fn=lambda samples: [part.to(x.device) for part in collate(samples)],
-        )  # fmt: skip
-    loss_of = ours("naive", loop == "ours, compiled")
-    naive.train_student(student, batches, EPOCHS, optimizer, schedule, loss_of)
-    return student
+    else:
+        optimizer, schedule = models.make_optimizer("adam", student, 1e-3, steps, fused=True)
+        naive.train_student(student, batches, EPOCHS, optimizer, schedule, ours("naive", "compiled" in loop))
 
 
 def measure_loop(n, d, c, device) -> dict:
     torch._dynamo.reset()
     x, weak_probs = torch.randn(n, d, device=device), torch.randn(n, c, device=device).softmax(-1)
-    few = 9 * BATCH_SIZE // 2  # to warm up: full batches and a smaller one
-    for loop in LOOPS:
-        train(loop, x[:few], weak_probs[:few])
-    runs = {loop: functools.partial(train, loop, x, weak_probs) for loop in LOOPS}
-    return {f"{loop}, s": seconds(run, device) for loop, run in runs.items()}
+    return {f"{loop}, s": seconds(partial(train, loop, x, weak_probs)) for loop in LOOPS}
 
 
-def measure_import(module, device) -> dict:
-    command = [sys.executable, "-c", f"import {module}"]  # in a new interpreter
-    run = functools.partial(subprocess.run, command, cwd=RESULTS.parent / "methods", check=True)
-    return {"s": medians({module: run}, "cpu", 3)[module]}
-
-
-KINDS = {
-    "loss": ("Loss path", measure_loss),
-    "loop": (f"A linear probe, {EPOCHS} epochs, batches of {BATCH_SIZE}", measure_loop),
-    "import": ("Start-up", measure_import),
-}
+TITLES = {"loss": "Loss path", "loop": f"A linear probe, {EPOCHS} epochs, batches of {BATCH_SIZE}"}
 
 
 def rows(device):
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
-    entries = [("loss", dict(zip(("method", "n", "c", "dtype"), (m, *s)))) for s in SHAPES for m in PUBLISHED]
-    entries += [("loop", dict(zip(("n", "d", "c"), sizes))) for sizes in PROBES[device]]
-    entries += [("import", {"module": module}) for module in ("torch", "naive", "raven")]
-    for kind, entry in entries:
-        row = {"device": device, "machine": f"{name}, torch {torch.__version__}", "kind": kind}
-        yield row | entry | KINDS[kind][1](**entry, device=device)
+    machine = {"device": device, "machine": f"{name}, torch {torch.__version__}"}
+    for n, c, dtype in SHAPES:
+        for method in PUBLISHED:
+            entry = {"method": method, "n": n, "c": c, "dtype": dtype}
+            yield machine | {"kind": "loss"} | entry | measure_loss(**entry, device=device)
+    for n, d, c in PROBES[device]:
+        yield machine | {"kind": "loop", "n": n, "d": d, "c": c} | measure_loop(n, d, c, device)
 
 
 def tables(found: list[dict]) -> str:
     """A table for each device and kind, of what follows these in a row."""
     parts = []
-    for _, group in itertools.groupby(found, lambda row: (row["device"], row["kind"])):
-        group = list(group)
-        header, lines = list(group[0])[3:], [list(row.values())[3:] for row in group]
-        cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
-        title = f"{KINDS[group[0]['kind']][0]}; {group[0]['machine']}:"
-        parts += [title, report.markdown(header, cells)]
+    for (machine, kind), group in itertools.groupby(found, lambda row: (row["machine"], row["kind"])):
+        entries = [dict(list(row.items())[3:]) for row in group]
+        lines = [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in each.values()] for each in entries]
+        parts += [f"{TITLES[kind]}; {machine}:", report.markdown(list(entries[0]), lines)]
     return "\n\n".join(parts)
 
 
