@@ -1,4 +1,4 @@
-"""Shared by all tests: an empty folder for each, one cache for all, small tasks, float64 problems, training."""
+"""Shared by all tests: an empty folder for each, one cache for all, small tasks, problems, trainings."""
 
 import contextlib
 import gzip
