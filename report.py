@@ -11,7 +11,9 @@ share data, splits, weak models and initial student.
 import argparse
 import json
 import math
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -74,12 +76,10 @@ def settings_columns(row: dict) -> dict:
 def tabulate(rows: list[dict], columns_of) -> Table:
     """The rows that columns_of(row) names; of several in one place the last. A line is a task, with
     the user's data where there are several, and a text encoder or policy of choice."""
-    found, contents = {}, {row["task"]: set() for row in rows}
-    for row in rows:
-        contents[row["task"]].add(row["data"])
+    found, contents = {}, Counter(task for task, _ in {(row["task"], row["data"]) for row in rows})
     for row in sorted(rows, key=lambda row: row["seed"]):
         flags, columns = dict(row["flags"]), columns_of(row)
-        own = [row["data"][:6]] if row["data"] and len(contents[row["task"]]) > 1 else []
+        own = [row["data"][:6]] if row["data"] and contents[row["task"]] > 1 else []
         own += [flags.pop(key) for key in ("text_encoder", "policy") if key in flags]
         for name, (method, wanted, *_) in columns.items():
             if (row["method"], flags) == (method, wanted) and row["seed"] in evaluate.DEFAULT_SEEDS:
@@ -161,21 +161,20 @@ def main_tables(table: Table) -> dict[str, str]:
     return texts | {"differences": sheet("accuracy in points", differences)}
 
 
-def novel(row: dict, shots: str) -> dict:
-    """The row with its accuracies on novel classes, 1-shot or 5-shot, in place of its own."""
+def by_shots(table: Table):
+    """Its items; of few-shot rows one with the 1-shot accuracies on novel classes, one with 5-shot."""
+    for line, columns in table.items():
+        [row, *_] = merged(columns).values()
+        for shots in row.get("few_shot", {"test": [None]})["test"]:
+            own = {name: {s: novel(row, shots) for s, row in rows.items()} for name, rows in columns.items()}
+            yield f"{line} {shots}" if shots else line, own
+
+
+def novel(row: dict, shots: str | None) -> dict:
+    if not shots:
+        return row
     own = {name: accuracy for name, (accuracy, _) in row["few_shot"]["test"][shots].items()}
     return row | own | {"weak": [own["weak"]]}
-
-
-def by_shots(table: Table):
-    """Its items; novel classes are there twice."""
-    for line, columns in table.items():
-        shots = next(iter(merged(columns).values())).get("few_shot", {"test": ()})["test"]
-        for each in shots:
-            own = {name: {s: novel(row, each) for s, row in rows.items()} for name, rows in columns.items()}
-            yield f"{line} {each}", own
-        if not shots:
-            yield line, columns
 
 
 def settings_tables(table: Table) -> dict[str, str]:
@@ -205,14 +204,13 @@ def settings_tables(table: Table) -> dict[str, str]:
 
 
 def alignment_tables(table: Table) -> dict[str, str]:
-    """Per task: win rates by kind of preferences; the reward models; answers to the first prompts."""
+    """Per task what its policies win, and how far they are from the policy before training."""
     measured = {"gold reward": ("gold_reward", 2), "KL per token": ("kl", 3)}
     measured |= {"tokens": ("length", 1), "well-formed": ("well_formed", 2)}
-    learned, texts, samples = ("DPO-R", "DPO-R, code's form"), [], []
+    keys, texts = ("win_rate", *(key for key, _ in measured.values())), []
     for line, columns in table.items():
         some, gold, lines = merged(columns), columns["ceiling"], {}
         clear = gold and all(row["win_rate"] - 0.5 > row["win_interval"] for row in gold.values())
-        keys = ("win_rate", *(key for key, _ in measured.values()))
         before = {seed: {key: row.get(f"{key}_before", 0) for key in keys} for seed, row in some.items()}
         for name, rows in {"before training, sampled again": before, **columns}.items():
             wins, best = values(rows, "win_rate"), values(gold, "win_rate")
@@ -222,33 +220,10 @@ def alignment_tables(table: Table) -> dict[str, str]:
             for title, (key, digits) in measured.items():
                 lines[name][title] = show(values(rows, key), digits, scale=1)
         texts.append(sheet(f"{line} (n = {len(some)})", lines))
-        agreed = f"accuracy in % (all agree on {show(values(some, 'easy_fraction'))} % of the pairs)"
-        lines = {}
-        for m, reward_model in enumerate(values(some, "reward_models")[0]):
-            weights = {name: [each[m] for each in values(columns[name], "weights")] for name in learned}
-            weights = {f"weight in {name}": show(own, 2, scale=1) for name, own in weights.items()}
-            right = show([each[m] for each in values(some, "reward_accuracy")])
-            lines[reward_model] = {agreed: right} | weights
-        texts.append(sheet("reward model", lines))
-        shown = [(name, columns[name]) for name in ("ensemble", "DPO-R", "ceiling") if columns[name]]
-        for same in zip(*(values(rows, "samples")[0] for _, rows in shown)):
-            answers = [f"before [{same[0]['gold_before']:.2f}]: {same[0]['before']}"]
-            answers += [f"{name} [{s['gold_after']:.2f}]: {s['after']}" for (name, _), s in zip(shown, same)]
-            samples.append("\n        ".join([f"    {same[0]['prompt']}", *answers]))
-    return {"alignment": "\n\n".join(texts), "samples": "\n\n".join(samples)}
+    return {"alignment": "\n\n".join(texts)}
 
 
 # ---------------------------------------------------------------------------------------------------- figures
-
-
-def grid(count: int, width: float):
-    """A figure of five panels a row, and the first `count` of them."""
-    wide, high = min(count, 5), -(-count // 5)
-    figure = Figure(figsize=(1.6 + width * wide, 0.4 + 2.2 * high))
-    panels = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
-    for axis in panels[count:]:
-        axis.remove()
-    return figure, panels
 
 
 def dots(axis, columns: dict, key: str) -> None:
@@ -262,10 +237,20 @@ def dots(axis, columns: dict, key: str) -> None:
     axis.set_ylim(len(columns) - 0.5, -0.7)
 
 
+def panels(table: Table, width: float):
+    """A figure of five panels a row, and for every line of the table: its panel, title and columns."""
+    wide, high = min(len(table), 5), -(-len(table) // 5)
+    figure = Figure(figsize=(1.6 + width * wide, 0.4 + 2.2 * high))
+    axes = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
+    for axis in axes[len(table) :]:
+        axis.remove()
+    return figure, [(axis, line, columns) for axis, (line, columns) in zip(axes, table.items())]
+
+
 def draw_accuracy(table: Table) -> Figure:
     """Per task, the students of every method between the weak models and the ceiling."""
-    figure, panels = grid(len(table), 2.2)
-    for axis, (line, columns) in zip(panels, table.items()):
+    figure, found = panels(table, 2.2)
+    for axis, line, columns in found:
         some = merged(columns)
         for accuracies in zip(*values(some, "weak")):
             weak = axis.axvline(mean(accuracies), color="#999999", linewidth=1, linestyle=":")
@@ -278,21 +263,18 @@ def draw_accuracy(table: Table) -> Figure:
 
 def draw_weights(table: Table) -> Figure:
     """RAVEN's weights over epochs, a line per seed, beside each weak model's accuracy and confidence."""
-    figure, panels = grid(len(table), 2.4)
-    for axis, (line, columns) in zip(panels, table.items()):
+    figure, found = panels(table, 2.4)
+    for axis, line, columns in found:
         rows, names = columns["RAVEN"], values(columns["RAVEN"], "weak_models")[0]
         for history in values(rows, "weight_history"):
             axis.set_prop_cycle(None)  # a weak model's colour is the same at all seeds
             axis.plot(history, alpha=0.6, linewidth=1)
         axis.set(xlabel=f"epoch (n = {len(rows)})", ylim=(-0.03, 1.03))
         axis.set_title(line, loc="left")
-        beside = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis)
-        at, colors = range(len(names)), [f"C{m}" for m in range(len(names))]
-        centers, halves = zip(*map(interval, zip(*values(rows, "weak"))))
-        beside.bar(at, centers, yerr=halves, color=colors, alpha=0.6, capsize=2, width=0.7)
-        centers, halves = zip(*map(interval, zip(*values(rows, "weak_confidence"))))
-        mark = beside.errorbar(at, centers, yerr=halves, fmt="kD", markersize=3, capsize=2)
-        beside.set_xticks(at, names, rotation=90)
+        beside, colors = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis), [f"C{m}" for m in range(len(names))]
+        beside.bar(names, np.mean(values(rows, "weak"), 0), color=colors, alpha=0.6, width=0.7)
+        [mark] = beside.plot(names, np.mean(values(rows, "weak_confidence"), 0), "kD", markersize=3)
+        beside.tick_params(axis="x", rotation=90)
         beside.tick_params(axis="y", labelleft=False)
     key = [Patch(color="#999999"), mark]
     figure.legend(key, ["weak model's accuracy", "its mean confidence"], loc="outside lower center", ncols=2)
@@ -302,19 +284,18 @@ def draw_weights(table: Table) -> Figure:
 def draw_severity(table: Table) -> Figure:
     """Accuracy against shift severity, set apart sideways so that no interval hides another."""
     figure = Figure(figsize=(6.4, 3.4))
-    axis, some = figure.subplots(), {line: merged(columns) for line, columns in table.items()}
+    axis, forms = figure.subplots(), {"ceiling": "--", "weak mean": ":"}
     for i, name in enumerate(["ceiling", *COLUMNS, "weak mean"]):
-        key = {"ceiling": "ceiling", "weak mean": "weak"}.get(name, "student")
-        curve = {line: values(columns.get(name, some[line]), key) for line, columns in table.items()}
-        # Of several weak models the mean.
-        points = [(SEVERITY[line], *interval(np.reshape(own, (len(own), -1)).mean(1).tolist()))
-                  for line, own in curve.items() if own]  # fmt: skip
+        key, points = {"ceiling": "ceiling", "weak mean": "weak"}.get(name, "student"), []
+        for line, columns in table.items():
+            if own := values(columns.get(name, merged(columns)), key):  # of several weak models the mean
+                points.append((SEVERITY[line], *interval([float(np.mean(each)) for each in own])))
         if points:
             at, centers, halves = np.transpose(points)
-            form = {"ceiling": "--", "weak mean": ":"}.get(name, "o-")
             style = {"color": COLORS.get(name, "black"), "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
+            form = forms.get(name, "o-")
             axis.errorbar(at + 0.005 * (i - 4), centers, yerr=halves, fmt=form, label=name, **style)
-    ticks = [f"{SEVERITY[line]:g}\n(n = {len(rows)})" for line, rows in some.items()]
+    ticks = [f"{SEVERITY[line]:g}\n(n = {len(merged(columns))})" for line, columns in table.items()]
     axis.set_xticks([SEVERITY[line] for line in table], ticks)
     axis.set(xlabel="shift severity", ylabel="test accuracy")
     figure.legend(loc="outside right center")
@@ -350,9 +331,9 @@ def draw_alignment(table: Table) -> Figure:
         dots(wins, columns, "win_rate")
         wins.axvline(0.5, color="black", linewidth=1, linestyle=":")
         wins.set(title=line, xlabel=f"win rate (n = {len(merged(columns))})")
-        for name, rows in columns.items():
+        for name, rows in columns.items():  # in the colours of the left panel
             kl, gold = values(rows, "kl"), values(rows, "gold_reward")
-            frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4)  # as in the left panel
+            frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4)
         before = mean(values(merged(columns), "gold_reward_before"))
         frontier.plot(0, before, "k+", label="before training")
         frontier.legend(fontsize=7, loc="lower right", frameon=True)
@@ -377,22 +358,21 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def insert(path: Path, name: str, text: str) -> None:
     """Puts the text between <!-- NAME --> and <!-- end of NAME -->. Raises InputError where they lack."""
-    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, found, rest = path.read_text().partition(start)
-    _, found_end, after = rest.partition(end)
-    if not found or not found_end:
+    marks = rf"(?s)(<!-- {name} -->\n).*(<!-- end of {name} -->)"
+    page, found = re.subn(marks, lambda match: f"{match[1]}{text}\n{match[2]}", path.read_text())
+    if not found:
         raise data.InputError(f"{path} lacks the marks of {name}")
-    path.write_text(f"{before}{start}{text}\n{end}{after}")
+    path.write_text(page)
 
 
 def is_committed(row: dict) -> bool:
     return bool(row["commit"]) and not row["commit"].endswith("-dirty")
 
 
-def check(sources: list[tuple]) -> None:
+def check(sources: set[tuple]) -> None:
     """Raises InputError where rows cannot be compared, or where the commit does not name the code."""
-    problem = f"rows of {sources}: of several torch or devices, or of code that was not committed"
-    if len(sources) == 1 and sources[0][2]:
+    problem = f"rows of {sorted(sources)}: of several torch or devices, or of code that was not committed"
+    if [committed for *_, committed in sources] == [True]:
         command = ["git", "-C", HERE, "status", "--porcelain", "--", "*.py"]
         done = subprocess.run(command, capture_output=True, text=True)
         problem = done.stderr or (done.stdout and f"code is not committed:\n{done.stdout}")
@@ -415,28 +395,27 @@ def main(argv=None) -> None:
     found = {}
     for part, table in {"rows": heads, "settings": settings, "alignment": policies}.items():
         found[part] = [row for columns in table.values() for own in columns.values() for row in own.values()]
-    sources = sorted({(r["torch"], r["device"], is_committed(r)) for r in sum(found.values(), [])})
+    sources = {(r["torch"], r["device"], is_committed(r)) for own in found.values() for r in own}
     if not sources:
         raise data.InputError(f"no row of any table in {args.folder}/*.jsonl: run a method first")
-    print(f"rows of (torch, device, committed code): {sources}\n")
+    print(f"rows of (torch, device, committed code): {sorted(sources)}\n")
+    folders = [args.folder]
     if args.publish:
         check(sources)
-    texts = main_tables(heads) | settings_tables(settings) | alignment_tables(policies)
-    for name, text in texts.items():
+        folders.append(HERE / "results")
+    for name, text in (main_tables(heads) | settings_tables(settings) | alignment_tables(policies)).items():
         print(f"{name}:\n\n{text}\n")
         if args.publish and text:
             insert(HERE / "README.md" if name == "table" else HERE / "results" / "README.md", name, text)
     sweep = {line: columns for line, columns in heads.items() if line in SEVERITY}
     heads = {line: columns for line, columns in heads.items() if not line.startswith("glyphs-shift-")}
     raven = {line: columns for line, columns in heads.items() if columns["RAVEN"]}
-    figures = {"accuracy": (draw_accuracy, heads), "weights": (draw_weights, raven)}
-    figures |= {"severity": (draw_severity, sweep), "settings": (draw_settings, settings)}
-    figures |= {"alignment": (draw_alignment, policies)}
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 120}
     matplotlib.rcParams.update(style | {"figure.constrained_layout.use": True, "legend.frameon": False})
-    for name, (draw, table) in figures.items():
-        for folder in [args.folder, HERE / "results"][: 1 + args.publish] if table else []:
-            draw(table).savefig(folder / f"{name}.png")
+    for draw, table in ((draw_accuracy, heads), (draw_weights, raven), (draw_severity, sweep),
+                        (draw_settings, settings), (draw_alignment, policies)):  # fmt: skip
+        for folder in folders if table else []:
+            draw(table).savefig(folder / f"{draw.__name__.removeprefix('draw_')}.png")
     for part, own in found.items():
         if args.publish and own:
             write_rows(HERE / "results" / f"{part}.jsonl", own)

@@ -1,4 +1,4 @@
-"""Shared by all tests: an empty folder for each, one cache for all, a small task file, float64 problems."""
+"""Shared by all tests: an empty folder for each, one cache for all, small tasks, problems, trainings."""
 
 import contextlib
 import gzip
@@ -19,19 +19,13 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["adaptive_confidence", "confidence", "naive", "raven"]  # that learn from weak labels
-BRIEF = ["--encoder-steps", "10", "--epochs", "2", "--device", "cpu"]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch, cache):
+def in_an_empty_folder(tmp_path, monkeypatch, tmp_path_factory):
     """Nothing a test writes lands in the repository, and what is slow is computed once."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(store, "CACHE", cache)
+    monkeypatch.setattr(store, "CACHE", tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +38,11 @@ def parity():
 def arrays():
     """The arrays of a small task file: 400 samples, 3 weak models (the third is best), 4 classes."""
     generator = np.random.default_rng(0)
-    centers = generator.normal(size=(4, 6))
-    y = generator.integers(0, 4, 400)
+    centers, y = generator.normal(size=(4, 6)), generator.integers(0, 4, 400)
     x = centers[y] + 0.7 * generator.normal(size=(400, 6))
     noise = np.array([2.0, 1.5, 0.8])[:, None] * generator.normal(size=(400, 3, 4))
-    logits = 2 * np.eye(4)[y][:, None] + noise
-    weak_probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return {"x": x, "weak_probs": weak_probs, "y": y}
+    odds = np.exp(2 * np.eye(4)[y][:, None] + noise)
+    return {"x": x, "weak_probs": odds / odds.sum(-1, keepdims=True), "y": y}
 
 
 @pytest.fixture
@@ -60,10 +52,10 @@ def npz(arrays, tmp_path):
 
 
 def write_lines(path, rows):
-    """Rows as JSON lines, strings as they are; compressed where the name says so."""
+    """Rows as JSON lines, compressed where the name says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    (gzip.open if path.suffix == ".gz" else open)(path, "wt").write(lines)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def reviews(domain, n=60):
@@ -81,9 +73,8 @@ def amazon(tmp_path):
 def random_problem(n=12, m=3, c=5, seed=0):
     """Student logits (n, c) and weak probabilities (n, m, c) in float64."""
     generator = torch.Generator().manual_seed(seed)
-    student_logits = 2 * torch.randn(n, c, generator=generator, dtype=torch.float64)
-    weak_probs = torch.softmax(2 * torch.randn(n, m, c, generator=generator, dtype=torch.float64), -1)
-    return student_logits, weak_probs
+    more = {"generator": generator, "dtype": torch.float64}
+    return 2 * torch.randn(n, c, **more), (2 * torch.randn(n, m, c, **more)).softmax(-1)
 
 
 def gradient(loss, *inputs):

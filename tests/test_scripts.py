@@ -23,132 +23,114 @@ esac
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A copy of the scripts, and a python3 on the PATH that is the stand-in."""
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    for name in ("setup.sh", "run_all.sh", "run_tests.sh", "requirements.txt", "methods"):
-        path = ROOT / name
-        shutil.copytree(path, folder / name) if path.is_dir() else shutil.copy(path, folder)
-    (tmp_path / "bin").mkdir()
+def call(tmp_path):
+    """call(script, arguments, variables): runs a copy of the script, in "a folder", and with it the stand-in.
+    Returns (exit status, stderr, the lines that the stand-in noted)."""
+    for folder in ("a folder", "bin"):
+        (tmp_path / folder).mkdir()
+    for name in ("setup.sh", "run_all.sh", "run_tests.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path / "a folder")
     (tmp_path / "bin" / "python3").write_text(FAKE)
     (tmp_path / "bin" / "python3").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("LOG", str(tmp_path / "log"))
-    monkeypatch.delenv("PYTHON", raising=False)
-    monkeypatch.delenv("OUT", raising=False)
-    return folder
+    log, usual = tmp_path / "log", {key: os.environ[key] for key in os.environ.keys() - {"PYTHON", "OUT"}}
+    usual |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LOG": str(log)}
+
+    def call(script, *arguments, **variables):
+        log.write_text("")
+        command = [str(tmp_path / "a folder" / script), *arguments]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, env=usual | variables)
+        return done.returncode, done.stderr, log.read_text().splitlines()
+
+    return call
 
 
-def call(folder, *command, **environment):
-    """Runs a script from elsewhere; returns its result and the lines that the stand-in noted."""
-    log = folder.parent / "log"
-    log.write_text("")
-    result = subprocess.run(
-        [str(folder / command[0]), *command[1:]],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    return result, log.read_text().splitlines()
+def installations(calls):
+    return sum("pip install" in line for line in calls)
 
 
-def test_first_use_installs_and_second_does_not(folder):
-    result, calls = call(folder, "run_tests.sh", "-k", "raven")
-    assert result.returncode == 0, result.stderr
-    assert sum("pip install" in line for line in calls) == 1
+def test_first_use_installs_and_second_does_not(call, tmp_path):
+    status, stderr, calls = call("run_tests.sh", "-k", "raven")
+    assert status == 0 and installations(calls) == 1, stderr
     assert calls[-1].endswith(".venv/bin/python -m pytest -k raven")
-    result, calls = call(folder, "run_tests.sh")
-    assert result.returncode == 0 and len(calls) == 1
-    with open(folder / "requirements.txt", "a") as file:
-        file.write("more\n")
-    _, calls = call(folder, "run_tests.sh")
-    assert sum("pip install" in line for line in calls) == 1
+    status, _, calls = call("run_tests.sh")
+    assert status == 0 and len(calls) == 1
+    (tmp_path / "a folder" / "requirements.txt").write_text("more")
+    assert installations(call("run_tests.sh")[2]) == 1
 
 
-def test_a_broken_installation_fails_loudly_and_is_taken_up_again(folder):
-    result, calls = call(folder, "run_all.sh", PIP_FAILS="7")
-    assert result.returncode != 0 and not any("methods/" in line for line in calls)
-    result, calls = call(folder, "run_tests.sh")
-    assert result.returncode == 0 and sum("pip install" in line for line in calls) == 1
+def test_a_broken_installation_fails_loudly_and_is_taken_up_again(call):
+    status, _, calls = call("run_all.sh", PIP_FAILS="7")
+    assert status != 0 and not any("methods/" in line for line in calls)
+    status, _, calls = call("run_tests.sh")
+    assert status == 0 and installations(calls) == 1
 
 
-def test_an_old_python_is_refused(folder):
-    result, calls = call(folder, "run_tests.sh", TOO_OLD="1")
-    assert result.returncode == 1 and "3.11" in result.stderr and not (folder / ".venv").exists()
+def test_an_old_or_missing_python_is_refused(call, tmp_path):
+    status, stderr, _ = call("run_tests.sh", TOO_OLD="1")
+    assert status == 1 and "3.11" in stderr and not (tmp_path / "a folder" / ".venv").exists()
+    status, stderr, calls = call("run_tests.sh", PYTHON="/no/such/python")
+    assert status == 1 and "/no/such/python" in stderr and not calls
 
 
-def test_another_interpreter_is_used_as_it_is_or_makes_the_environment(folder, tmp_path):
-    other = tmp_path / "other-python"
-    shutil.copy(tmp_path / "bin" / "python3", other)
-    _, calls = call(folder, "run_tests.sh", PYTHON=str(other), HAS_PACKAGES="0")
-    assert calls[-1] == f"{other} -m pytest"
-    assert not (folder / ".venv").exists()
-    _, calls = call(folder, "run_tests.sh", PYTHON=str(other))
-    assert any(line == f"{other} -m venv .venv" for line in calls)
-    assert calls[-1].endswith(".venv/bin/python -m pytest")
-
-
-def test_an_interpreter_that_does_not_exist_is_refused(folder):
-    result, calls = call(folder, "run_tests.sh", PYTHON="/no/such/python")
-    assert result.returncode == 1 and "/no/such/python" in result.stderr and not calls
+def test_another_interpreter_is_used_as_it_is_or_makes_the_environment(call, tmp_path):
+    other = shutil.copy(tmp_path / "bin" / "python3", tmp_path / "other-python")
+    assert call("run_tests.sh", PYTHON=str(other), HAS_PACKAGES="0")[2][-1] == f"{other} -m pytest"
+    assert not (tmp_path / "a folder" / ".venv").exists()
+    _, _, calls = call("run_tests.sh", PYTHON=str(other))
+    assert f"{other} -m venv .venv" in calls and calls[-1].endswith(".venv/bin/python -m pytest")
 
 
 SEVERITIES = "--task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2"
 AUTHORS = {"glyphs-distill": "0.5 0", "glyphs-noisy-symmetric-0.2": "0.5 0.25", "glyphs-transfer": "4 0"}
 
 
-def test_run_all_runs_every_method_on_all_default_tasks_and_reports(folder):
-    result, calls = call(folder, "run_all.sh", OUT="elsewhere")
-    assert result.returncode == 0, result.stderr
-    runs = [line.split("methods/")[1] for line in calls if "methods/" in line]
-    assert len(runs) == len(set(runs)) and all(run.endswith(" --out elsewhere") for run in runs)
-    for method in METHODS:
-        for given in ("", " --supervision mean") if method != "raven" else ("",):
-            own = f"{method}.py{given}"
-            if own == "naive.py":  # by kinds, as it computes what all share
-                tasks = " ".join(run for run in runs if run.startswith("naive.py --task")).split()
-                assert set(data.EMBEDDED) < set(tasks)
-            else:
-                assert f"{own} --out elsewhere" in runs
-            assert f"{own} {SEVERITIES} --out elsewhere" in runs
-    assert calls[-1].endswith("report.py elsewhere") and not any("raven_dpo" in run for run in runs)
+def runs_of(calls):
+    return sorted(line.split("methods/")[1] for line in calls if "methods/" in line)
 
 
-def test_run_all_alignment_trains_a_policy_on_each_kind_of_preferences(folder):
-    _, calls = call(folder, "run_all.sh", "alignment")
-    runs = {line.split("methods/raven_dpo.py ")[1] for line in calls if "methods/" in line}
-    flags = ["one", "mean", "gold", "raven", "raven --weight-lr 0", "raven --form code"]
-    assert runs == {f"--supervision {each} --out runs" for each in flags}
+def test_run_all_runs_every_method_on_all_default_tasks_and_reports(call):
+    status, stderr, calls = call("run_all.sh", OUT="else where")
+    assert status == 0 and calls[-1].endswith("report.py else where"), stderr
+    runs = [run.removesuffix(" --out else where") for run in runs_of(calls)]
+    every = {f"{method}.py" for method in METHODS}
+    every |= {f"{method}.py --supervision mean" for method in METHODS if method != "raven"}
+    expected = {*every, *(f"{run} {SEVERITIES}" for run in every)} - {"naive.py"}
+    assert expected < set(runs) and len(runs) == len(set(runs))
+    kinds = set(runs) - expected  # naive.py by kinds, as it computes what all share
+    assert all(run.startswith("naive.py --task ") for run in kinds)
+    assert {task for run in kinds for task in run.split()[2:]} == set(data.EMBEDDED)
 
 
-def test_run_all_settings_runs_every_setting_with_every_method_and_control(folder):
-    _, calls = call(folder, "run_all.sh", "settings", OUT="some where")
-    runs = [line.split("methods/")[1] for line in calls if "methods/" in line]
+POLICIES = ["one", "mean", "gold", "raven", "raven --weight-lr 0", "raven --form code"]
+PUBLISHED = {"naive": "", "confidence": "", "adaptive_confidence": " --temperature 0.5 --beta-ramp 0"}
+RUNS = {
+    "alignment": [f"raven_dpo.py --supervision {each} --out runs" for each in POLICIES],
+    "cifar100": [f"{each}.py --task cifar100-distill{own} --out runs" for each, own in PUBLISHED.items()],
+}
+
+
+@pytest.mark.parametrize("word", RUNS)
+def test_run_all_of_a_word_runs_these(call, word):
+    assert runs_of(call("run_all.sh", word)[2]) == sorted(RUNS[word])
+
+
+def test_run_all_settings_runs_every_setting_with_every_method_and_control(call):
+    runs = runs_of(call("run_all.sh", "settings")[2])
+    assert all("--seeds 0 1 2" in run and run.endswith("--out runs") for run in runs)
     for task in [*AUTHORS, "glyphs-noisy-asymmetric-0.4", "glyphs-fewshot", *report.LABEL_FREE]:
         own = [run for run in runs if task in run.split()]
-        betas = sorted(run.split("--beta ")[1].split()[0] for run in own if "--beta " in run)
+        controls = [run for run in own if "--beta " in run]
+        betas = sorted(run.split("--beta ")[1].split()[0] for run in controls)
         assert betas == ["adaptive", "half", "one", "select", "swapped"] and len(own) == 7
-        for run in own:
-            assert "--seeds 0 1 2" in run and run.endswith("--out some where")
-            if task in AUTHORS and "--beta " in run:
-                temperature, ramp = AUTHORS[task].split()
-                assert f"--temperature {temperature} --beta-ramp {ramp} " in run
-    assert call(folder, "run_all.sh", "settings", FAILS="half")[0].returncode != 0
+        if task in AUTHORS:
+            temperature, ramp = AUTHORS[task].split()
+            assert all(f"--temperature {temperature} --beta-ramp {ramp} " in run for run in controls)
+    assert call("run_all.sh", "settings", FAILS="half")[0] != 0
 
 
-def test_run_all_cifar100_runs_the_three_methods_with_the_settings_of_the_authors(folder):
-    _, calls = call(folder, "run_all.sh", "cifar100")
-    runs = sorted(line.split("methods/")[1] for line in calls if "methods/" in line)
-    given = "--task cifar100-distill"
-    adaptive = f"adaptive_confidence.py {given} --temperature 0.5 --beta-ramp 0 --out runs"
-    assert runs == [adaptive, f"confidence.py {given} --out runs", f"naive.py {given} --out runs"]
-
-
-def test_run_all_refuses_other_words(folder):
-    result, calls = call(folder, "run_all.sh", "alignement")
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and not calls
+def test_run_all_refuses_other_words(call):
+    status, stderr, calls = call("run_all.sh", "alignement")
+    assert status == 2 and len(stderr.splitlines()) == 1 and not calls
 
 
 def test_scripts_are_executable_and_ci_runs_the_tests():
