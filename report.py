@@ -204,7 +204,7 @@ def settings_tables(table: Table) -> dict[str, str]:
 
 
 def alignment_tables(table: Table) -> dict[str, str]:
-    """Per task what its policies win, and how far they are from the policy before training."""
+    """Per task: what its policies win, and how far they are from the one before training; reward models."""
     measured = {"gold reward": ("gold_reward", 2), "KL per token": ("kl", 3)}
     measured |= {"tokens": ("length", 1), "well-formed": ("well_formed", 2)}
     keys, texts = ("win_rate", *(key for key, _ in measured.values())), []
@@ -220,6 +220,14 @@ def alignment_tables(table: Table) -> dict[str, str]:
             for title, (key, digits) in measured.items():
                 lines[name][title] = show(values(rows, key), digits, scale=1)
         texts.append(sheet(f"{line} (n = {len(some)})", lines))
+        agreed = f"accuracy in % (all agree on {show(values(some, 'easy_fraction'))} % of the pairs)"
+        lines = {}
+        for m, reward_model in enumerate(values(some, "reward_models")[0]):
+            lines[reward_model] = {agreed: show([each[m] for each in values(some, "reward_accuracy")])}
+            for name in ("DPO-R", "DPO-R, code's form"):
+                weights = [each[m] for each in values(columns[name], "weights")]
+                lines[reward_model][f"weight in {name}"] = show(weights, 2, scale=1)
+        texts.append(sheet("reward model", lines))
     return {"alignment": "\n\n".join(texts)}
 
 
@@ -271,10 +279,13 @@ def draw_weights(table: Table) -> Figure:
             axis.plot(history, alpha=0.6, linewidth=1)
         axis.set(xlabel=f"epoch (n = {len(rows)})", ylim=(-0.03, 1.03))
         axis.set_title(line, loc="left")
-        beside, colors = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis), [f"C{m}" for m in range(len(names))]
-        beside.bar(names, np.mean(values(rows, "weak"), 0), color=colors, alpha=0.6, width=0.7)
-        [mark] = beside.plot(names, np.mean(values(rows, "weak_confidence"), 0), "kD", markersize=3)
-        beside.tick_params(axis="x", rotation=90)
+        beside = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis)
+        at, colors = range(len(names)), [f"C{m}" for m in range(len(names))]
+        centers, halves = zip(*map(interval, zip(*values(rows, "weak"))))
+        beside.bar(at, centers, yerr=halves, color=colors, alpha=0.6, capsize=2, width=0.7)
+        centers, halves = zip(*map(interval, zip(*values(rows, "weak_confidence"))))
+        mark = beside.errorbar(at, centers, yerr=halves, fmt="kD", markersize=3, capsize=2)
+        beside.set_xticks(at, names, rotation=90)
         beside.tick_params(axis="y", labelleft=False)
     key = [Patch(color="#999999"), mark]
     figure.legend(key, ["weak model's accuracy", "its mean confidence"], loc="outside lower center", ncols=2)

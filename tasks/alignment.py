@@ -57,8 +57,8 @@ class Alignment(NamedTuple):
     judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,) bool
 
 
-# What a policy writes for N held-out prompts: a list, Sequences, gold reward (N,), bool (N,).
-Responses = namedtuple("Responses", "texts sequences gold well_formed")
+# What a policy writes for N held-out prompts: Sequences, gold reward (N,), bool (N,).
+Responses = namedtuple("Responses", "sequences gold well_formed")
 
 
 def resolve(task: str) -> data.Known:
@@ -111,8 +111,7 @@ def respond(policy: nn.Module, task: Alignment, split: str, trained: bool) -> Re
     """What the policy, trained or not, writes for the "val" or "test" prompts, and its worth."""
     prompts = task.prompts[split]
     sequences = sample(policy, prompts, SCORE_SEEDS[split][trained])
-    responses = texts(policy, sequences)
-    return Responses(responses, sequences, *task.judge(prompts, responses))
+    return Responses(sequences, *task.judge(prompts, texts(policy, sequences)))
 
 
 def token_kl(logits: torch.Tensor, reference_logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
@@ -127,7 +126,7 @@ def score(task: Alignment, policy: nn.Module, before: Responses, split: str) -> 
     """The figures of a row, of n held-out prompts. A win is a higher gold reward than before, a tie half a
     win; win_interval is the half-width of its 95 % interval over prompts. kl is in nats per token, the mean
     over the tokens that the trained policy wrote."""
-    after, figures = respond(policy, task, split, True), {"n_test": len(before.texts)}
+    after, figures = respond(policy, task, split, True), {"n_test": len(before.gold)}
     for suffix, responses in (("_before", before), ("", after)):
         figures["gold_reward" + suffix] = responses.gold.double().mean().item()
         figures["length" + suffix] = responses.sequences.response.double().sum(1).mean().item()  # in tokens
@@ -136,10 +135,7 @@ def score(task: Alignment, policy: nn.Module, before: Responses, split: str) -> 
     figures |= {"win_rate": wins.mean().item(), "win_interval": 1.96 * wins.std().item() / len(wins) ** 0.5}
     batches = zip(*(part.to(task.rewards.device).split(policy.read_batch) for part in after.sequences))
     kl = [token_kl(policy(tokens), task.policy(tokens), response) for tokens, response in batches]
-    keys = ("prompt", "before", "after", "gold_before", "gold_after")
-    samples = zip(task.prompts[split], before.texts, after.texts, before.gold.tolist(), after.gold.tolist())
-    samples = [dict(zip(keys, sample)) for sample in samples][:3]
-    return figures | {"kl": torch.cat(kl).double().mean().item(), "samples": samples}
+    return figures | {"kl": torch.cat(kl).double().mean().item()}
 
 
 def report(task: Alignment, args, identity: dict, train: Callable, own: dict, easy: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import raven_dpo
 import torch
-from conftest import BRIEF, gradient, run_script
+from conftest import gradient, run_script
 from torch import nn
 
 import data
@@ -201,7 +201,7 @@ def test_the_loop_against_a_plain_one(micro_batch):
 
 
 def test_score_by_hand():
-    """Two wins, a tie and a loss; KL and length over the sampled tokens; samples side by side."""
+    """Two wins, a tie and a loss; KL and length over the sampled tokens."""
     task = toy()
     policy = copy.deepcopy(task.policy)
     policy.lean.data = torch.tensor([math.log(3.0), 0.0])
@@ -215,8 +215,6 @@ def test_score_by_hand():
     expected |= {"gold_reward": 15 / 4, "kl": 0.75 * math.log(1.5) + 0.25 * math.log(0.5), "length": 5}
     expected |= {"well_formed": 1, "well_formed_before": 0.75}
     assert {key: scores[key] for key in expected} == pytest.approx(expected, rel=1e-5)
-    second = {"prompt": "q", "before": "12222", "after": "11222", "gold_before": 1.0, "gold_after": 2.0}
-    assert scores["samples"][1] == second and len(scores["samples"]) == 3
 
 
 # ------------------------------------------------------------------------------------------------- the script
@@ -228,7 +226,7 @@ def test_the_script_end_to_end(monkeypatch, tmp_path):
     few = {"train": known["train"][:40], "val": known["val"][:10], "test": known["test"][:20]}
     monkeypatch.setattr(alignment, "target_prompts", lambda: few)
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    flags = [*BRIEF, "--seeds", "0"]
+    flags = "--encoder-steps 10 --epochs 2 --device cpu --seeds 0".split()
     [row] = run_script(raven_dpo, *flags)
     assert (row["method"], row["task"], row["kind"]) == ("raven_dpo", "reviews-dpo", "policy")
     assert row["n_test"] == 20 and row["kl"] > 0 and len(row["weights"]) == 3

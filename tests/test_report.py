@@ -12,7 +12,7 @@ import data
 import report
 import store
 
-MARKS = "scores differences settings ablation alignment samples".split()
+MARKS = "scores differences settings ablation alignment".split()
 
 
 def make_row(method, seed, student, task="glyphs", flags=None, **more):
@@ -55,15 +55,13 @@ def policy_rows(**wins):
     rows = []
     for name, rates in wins.items():
         for seed, win in enumerate(rates):
-            sample = {"prompt": "p", "before": "b", "after": f"{name} {seed}"}
             flags = {} if name == "raven" else {"supervision": name}
             row = make_row("raven_dpo", seed, win, "reviews-dpo", flags, kind="policy")
             row |= {"reward_models": ["u", "v"], "reward_accuracy": [0.5, 0.6], "easy_fraction": 0.4}
             row |= {"win_rate": win, "win_interval": 0.04, "win_rate_before": 0.512, "weights": [0.2, 0.8]}
             row |= {"gold_reward": win - 0.5, "gold_reward_before": -0.1, "kl": 0.1, "length": 20.0}
             row |= {"length_before": 19.0, "well_formed": 0.5, "well_formed_before": 0.4}
-            row |= {"history": [{"step": step, "weights": [0.5, 0.5]} for step in (0, 10)]}
-            rows.append(row | {"samples": [sample | {"gold_before": 0, "gold_after": win}]})
+            rows.append(row | {"history": [{"step": step, "weights": [0.5, 0.5]} for step in (0, 10)]})
     return rows
 
 
@@ -188,8 +186,6 @@ def test_a_ceiling_within_noise_recovers_nothing():
     for ceiling, share in ((0.53, "–"), (0.6, "20")):
         texts = alignment_text(policy_rows(mean=[0.52], gold=[ceiling]))
         assert line(texts["alignment"], "ensemble")[2] == share
-    answers = texts["samples"].split("\n        ")[1:]
-    assert answers == ["before [0.00]: b", "ensemble [0.52]: mean 0", "ceiling [0.60]: gold 0"]
 
 
 @pytest.fixture
