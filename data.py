@@ -11,7 +11,8 @@ domain), from which the student learns without the ground truth. Settings are ch
     mnist-usps, usps-mnist         handwritten digits of one institution -> another's, through torchvision
     reviews                        generated reviews of books, films and games -> the same
     reviews-shift                  the same -> of phones, kitchenware and hotels
-    amazon-SOURCE-TARGET           real reviews of one kind of product -> another, JSON lines in data_dir
+    text:SOURCE[+SOURCE...]:TARGET real text, DOMAIN.jsonl[.gz] in data_dir; of several sources each has a
+                                   weak model of its own
     preferences[-shift]            pairs of such reviews of one product, the more favourable preferred
     hh-helpful-harmless            pairs of answers, the more helpful one preferred -> the more harmless
     FILE.npz                       outputs of your own models: arrays x, weak_probs, y[, split, labels]
@@ -63,7 +64,8 @@ class Task(NamedTuple):
 
     kind: str  # "image", "text", "preference"; "features" of a FILE.npz without pairs
     num_classes: int
-    weak_train: Split | None  # None where weak labels are given, or where a teacher learns on strong_train
+    # of several sources {name: Split}; None where weak labels are given, or a teacher learns on strong_train
+    weak_train: Split | dict[str, Split] | None
     strong_train: Split
     val: Split
     test: Split
@@ -95,6 +97,12 @@ def resolve(name: str) -> Known:
             if not Path(name).is_file():
                 raise InputError(f"no file {name}")
             return Known(name, lambda seed, _: load_npz(Path(name), seed), HEAD)
+        case _ if found := re.fullmatch(r"text:([^:+]+(?:\+[^:+]+)*):([^:+]+)", name):
+            sources, target = found[1].split("+"), found[2]
+            if len({*sources, target}) <= len(sources):
+                raise InputError(f"{name} names a domain twice")
+            texts = ("text", files.reviews, sources, target)
+            return Known(name, lambda *given: real_text(*texts, *given), HEAD, has_files=True)
         case ["glyphs"] | ["glyphs", "shift"]:
             return resolve(f"glyphs-shift-{SEVERITY if name.endswith('shift') else 0}")
         case ["glyphs", "shift", severity] if (severity := share(severity)) is not None:
@@ -104,11 +112,8 @@ def resolve(name: str) -> Known:
             return Known(name, lambda *given: handwritten(*name.split("-"), *given), HEAD, has_files=True)
         case ["reviews" | "preferences"] | ["reviews" | "preferences", "shift"]:
             return Known(name, lambda seed, _: generated_text(name, seed), HEAD)
-        case ["amazon", source, target] if source != target and source and target:
-            reviews = ("text", files.reviews, source, target)
-            return Known(name, lambda *given: real_text(*reviews, *given), HEAD, has_files=True)
         case ["hh", "helpful", "harmless"]:
-            dialogues = ("preference", files.dialogues, "helpful-base", "harmless-base")
+            dialogues = ("preference", files.dialogues, ["helpful-base"], "harmless-base")
             return Known(name, lambda *given: real_text(*dialogues, *given), HEAD, has_files=True)
         case ["glyphs", "noisy", "symmetric" | "asymmetric" as kind, rate] if share(rate) is not None:
             rate, setting = share(rate), labelled.SETTINGS[f"glyphs-noisy-{kind}"]
@@ -120,7 +125,7 @@ def resolve(name: str) -> Known:
                 return Known(name, lambda *given: cifar100(setting, *given), setting.recipe, has_files=True)
             return Known(name, lambda seed, _: labelled_glyphs(setting, seed), setting.recipe)
     known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)"]
-    known += ["mnist-usps", "usps-mnist", "amazon-SOURCE-TARGET", "hh-helpful-harmless"]
+    known += ["mnist-usps", "usps-mnist", "text:SOURCE[+SOURCE...]:TARGET", "hh-helpful-harmless"]
     known += [f"{key}-RATE (0 to 1)" if "noisy" in key else key for key in labelled.SETTINGS]
     raise InputError(f"unknown task {name!r}; known: {', '.join(known)}, FILE.npz")
 
@@ -225,29 +230,35 @@ def generated_text(name: str, seed: int) -> Task:
     return Task("preference" if pairs else "text", 2, **splits, encoder="transformer", weak_models=[])
 
 
-def real_text(kind: str, read: Callable, source: str, target: str, seed: int, data_dir: str | None) -> Task:
-    """Samples (group, x, y) that `read` finds of two domains -> a task with SIZES of them at most: weak_train
-    from the source, without groups that the target has too; 70, 10 and 20 % of the target's groups."""
-    source, target = (read(domain, data_dir) for domain in (source, target))
-    classes = {y for _, _, y in target}
-    if {y for _, _, y in source} != classes:
+def real_text(kind: str, read: Callable, sources: list[str], target: str, seed: int, data_dir) -> Task:
+    """Samples (group, x, y) that `read` finds of the domains -> a task with SIZES of them at most: weak_train
+    from the sources, without groups that the target has too; 70, 10 and 20 % of the target's groups."""
+    *sources_samples, samples = (read(domain, data_dir) for domain in [*sources, target])
+    classes = {y for _, _, y in samples}
+    if any({y for _, _, y in each} != classes for each in sources_samples):
         raise InputError("source and target have different labels")
     rng = random.Random(seed)
-    groups = sorted({group for group, _, _ in target})
+    groups = sorted({group for group, _, _ in samples})
     rng.shuffle(groups)
     side = dict(zip(groups, np.digitize(np.arange(len(groups)) / len(groups), [0.7, 0.8])))
-    drawn = rng.sample(target, len(target))
+    drawn = rng.sample(samples, len(samples))
     parts = [[(x, y) for group, x, y in drawn if side[group] == i] for i in range(3)]
-    weak_train = [(x, y) for group, x, y in rng.sample(source, len(source)) if group not in side]
-    splits = []
-    for samples, size in zip([weak_train, *parts], SIZES.values()):
+
+    def split(samples, size):
         if len({y for _, y in samples[:size]}) < (2 if kind == "text" else 1):
             raise InputError("too few samples to split: a part of them is empty or has one label only")
         if kind == "preference":  # the better response comes first in the files, here at random
             samples = [((b, a), 1) if rng.random() < 0.5 else ((a, b), 0) for (a, b), _ in samples]
         x, y = zip(*samples[:size])
-        splits.append(Split(list(x), torch.tensor(y)))
-    return Task(kind, len(classes) if kind == "text" else 2, *splits, "bag of words", [])
+        return Split(list(x), torch.tensor(y))
+
+    weak_size, *sizes = SIZES.values()
+    apart = [rng.sample(each, len(each)) for each in sources_samples]
+    apart = [[(x, y) for group, x, y in each if group not in side] for each in apart]
+    weak_train = dict(zip(sources, [split(each, weak_size) for each in apart]))
+    weak_train = weak_train if len(sources) > 1 else weak_train[sources[0]]
+    splits = map(split, parts, sizes)
+    return Task(kind, len(classes) if kind == "text" else 2, weak_train, *splits, "bag of words", [])
 
 
 def load_npz(path: Path, seed: int) -> Task:

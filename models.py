@@ -155,12 +155,17 @@ def image_weak_models(split: data.Split, num_classes: int, seed: int, device: st
     return weak_models
 
 
-def text_weak_models(split: data.Split, num_classes: int, seed: int, device: str) -> dict:
+def text_weak_models(weak_train: data.Split | dict, num_classes: int, seed: int, device: str) -> dict:
     """The same for texts: bags of words, or of words and pairs of neighbouring words, on a quarter of the
-    samples ("phrases"). Classifiers, or where a sample is a pair reward models."""
-    x, y, few, pairs = split.x, split.y, math.ceil(len(split.x) / 4), isinstance(split.x[0], tuple)
-    noisy = noisy_labels(y, num_classes, torch.Generator().manual_seed(seed))
-    recipes = {"words": (x, y, False), "noisy": (x, noisy, False), "phrases": (x[:few], y[:few], True)}
+    samples ("phrases"). Classifiers, or where a sample is a pair reward models. Several sources: of each one
+    bag of words."""
+    if isinstance(weak_train, dict):
+        pairs, recipes = False, {name: (*split[:2], False) for name, split in weak_train.items()}
+    else:
+        x, y, *_ = weak_train
+        few, pairs = math.ceil(len(x) / 4), isinstance(x[0], tuple)
+        noisy = noisy_labels(y, num_classes, torch.Generator().manual_seed(seed))
+        recipes = {"words": (x, y, False), "noisy": (x, noisy, False), "phrases": (x[:few], y[:few], True)}
     weak_models = {}
     for name, (texts, targets, phrases) in recipes.items():
         model = text.BagOfWords(flat(texts), phrases, num_classes, pairs).to(device)

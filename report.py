@@ -55,8 +55,8 @@ DEFAULTS = {"temperature": 8.0, "beta_ramp": 0.5}  # of these flags
 CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}  # --beta -> what stands for b
 LABEL_FREE = ("glyphs-shift", "reviews-shift", "preferences-shift")  # also in the ablation of b
 SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in (0.2, 0.6, 0.8)}
-KINDS = "cifar100 glyphs mnist usps reviews amazon preferences hh".split()  # lines in this order, then others
-FIRST_TASKS = """glyphs-shift usps-mnist reviews-shift amazon-books-kitchen amazon-kitchen-books
+KINDS = "cifar100 glyphs mnist usps reviews text preferences hh".split()  # lines in this order, then others
+FIRST_TASKS = """glyphs-shift usps-mnist reviews-shift text:books:kitchen text:kitchen:books
     preferences-shift hh-helpful-harmless""".split()  # in README.md
 FIRST_COLUMNS = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")
 # Quantile .975 of Student's t at 1, 2, ... 10 degrees of freedom; beyond, the last serves (a bit too wide).

@@ -32,7 +32,7 @@ def complaint(name, folder=None):
     return str(error.value)
 
 
-NAMES = """glyphs-shift-1 mnist-usps usps-mnist hh-helpful-harmless amazon-books-kitchen_ware glyphs-distill
+NAMES = """glyphs-shift-1 mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware glyphs-distill
 glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
 SPELLINGS = {
     "glyphs-shift-0": "glyphs",
@@ -41,14 +41,20 @@ SPELLINGS = {
     "glyphs-noisy-symmetric-0.20": "glyphs-noisy-symmetric-0.2",
     "glyphs-noisy-asymmetric-.4": "glyphs-noisy-asymmetric-0.4",
 }
-UNKNOWN = """glyph glyphs-shift- glyphs-shift-1.5 glyphs-shift-2 mnist usps-usps reviews-0.4 amazon-books
-amazon-books-books glyphs-noisy glyphs-noisy-symmetric glyphs-noisy-asymmetric-1.5 glyphs-noisy-other-0.2
+UNKNOWN = """glyph glyphs-shift- glyphs-shift-1.5 glyphs-shift-2 mnist usps-usps reviews-0.4 text:books
+text:a+:b text::b glyphs-noisy glyphs-noisy-symmetric glyphs-noisy-asymmetric-1.5 glyphs-noisy-other-0.2
 glyphs-distill-0 cifar100""".split()
 
 
 def test_a_task_has_one_name():
     assert [data.resolve(name).name for name in [*data.EMBEDDED, *NAMES]] == [*data.EMBEDDED, *NAMES]
     assert {name: data.resolve(name).name for name in SPELLINGS} == SPELLINGS
+
+
+@pytest.mark.parametrize("name", ["text:a:a", "text:a+b+a:c", "text:a+b:b"])
+def test_a_domain_is_named_once(name):
+    with pytest.raises(data.InputError, match="names a domain twice"):
+        data.resolve(name)
 
 
 @pytest.mark.parametrize("name", ["", *UNKNOWN, "missing.npz"])
@@ -147,7 +153,7 @@ def test_images_are_downloaded_where_no_folder_is_given(monkeypatch, folder):
 
 def test_reviews_are_split_and_a_text_that_stands_twice_is_on_one_side(amazon):
     def load(seed):
-        return data.load("amazon-books-kitchen", seed, str(amazon))
+        return data.load("text:books:kitchen", seed, str(amazon))
 
     task = load(0)
     assert (task.kind, task.num_classes) == ("text", 2)
@@ -218,18 +224,18 @@ BAD_FILES = [
 def test_a_bad_line_or_file_is_named(amazon, name, content, message):
     (amazon / "books.jsonl").unlink()
     (amazon / name).write_bytes(content)
-    assert message in complaint("amazon-books-kitchen", "files")
+    assert message in complaint("text:books:kitchen", "files")
 
 
 def test_what_cannot_be_split_or_compared(amazon, dialogues):
     write_lines(amazon / "books.jsonl", reviews("books", 4))
     write_lines(amazon / "kitchen.jsonl", reviews("kitchen", 2))
-    assert "too few samples" in complaint("amazon-books-kitchen", amazon)
+    assert "too few samples" in complaint("text:books:kitchen", amazon)
     kitchen = reviews("kitchen", 30)
     write_lines(amazon / "kitchen.jsonl", kitchen)
     write_lines(amazon / "books.jsonl", [*({"text": f"b {i}", "label": 0} for i in range(30)), kitchen[1]])
-    assert "one label only" in complaint("amazon-books-kitchen", amazon)  # once the shared text is taken out
-    assert "--data-dir" in complaint("amazon-books-kitchen")
+    assert "one label only" in complaint("text:books:kitchen", amazon)  # once the shared text is taken out
+    assert "--data-dir" in complaint("text:books:kitchen")
     write_lines(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a", "rejected": "b"}])
     assert "without 'Assistant:'" in complaint("hh-helpful-harmless", dialogues)
     assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)

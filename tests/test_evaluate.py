@@ -167,7 +167,7 @@ def test_the_compile_flag_reaches_the_loss(npz, monkeypatch):
         ("--lr nan", "--lr"),
         (f"--out {__file__}", "exists"),
         ("--no-such-flag", "--no-such-flag"),
-        ("--task amazon-books-kitchen", "--data-dir"),
+        ("--task text:books:kitchen", "--data-dir"),
         ("--task hh-helpful-harmless --data-dir nowhere", "no helpful-base/*.jsonl"),
         ("--task small.npz --balanced", "--balanced is for two classes, small.npz has 4"),
     ],

@@ -206,8 +206,24 @@ def test_supervision_of_generated_text(name, monkeypatch, tmp_path):
     torch.testing.assert_close(found, alone if pair else alone[:, 0])
 
 
+WORDS = ["good", "grim"]
+
+
+def test_each_of_several_sources_has_a_weak_model_of_its_own(amazon):
+    """What one source praises the other blames, and each weak model says what its own does."""
+    for domain, praise in (("first", "good"), ("second", "grim")):
+        rows = [{"text": f"{word} {i}", "label": int(word == praise)} for i in range(20) for word in WORDS]
+        write_lines(amazon / f"{domain}.jsonl", rows)
+    task = models.supervise(data.resolve("text:first+second:kitchen"), 0, str(amazon), "cpu", 1)
+    assert task.weak_models == ["first", "second"]
+    model = data.load("text:first+second:kitchen", 0, str(amazon)).weak_train
+    weak = models.text_weak_models(model, 2, 0, "cpu")
+    said = {name: logits(WORDS).argmax(-1).tolist() for name, logits in weak.items()}
+    assert said == {"first": [1, 0], "second": [0, 1]}
+
+
 def test_supervision_of_real_text(amazon):
-    known = data.resolve("amazon-books-kitchen")
+    known = data.resolve("text:books:kitchen")
     task = models.supervise(known, 0, str(amazon), "cpu", 1)
     assert task.encoder == "bag of words" and task.strong_train.x.shape == (42, 3)  # kitchen, good, bad
     assert (task.test.weak_probs[:, 0].argmax(-1) == task.test.y).all()
@@ -252,7 +268,7 @@ def test_a_set_of_texts_is_read_once_for_all_seeds(amazon, monkeypatch, tmp_path
         calls.append(texts)
         return torch.tensor([[float(each.split()[-1]), 1.0] for each in texts])
 
-    calls, known = [], data.resolve("amazon-books-kitchen")
+    calls, known = [], data.resolve("text:books:kitchen")
     monkeypatch.setattr(text, "pretrained_features", read)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("1")
@@ -272,5 +288,5 @@ def test_a_model_that_cannot_be_used_is_one_clear_line(amazon, monkeypatch):
 
     monkeypatch.setattr(text, "pretrained_features", read)
     with pytest.raises(data.InputError, match="cannot use no/such-model: no such model x") as error:
-        models.supervise(data.resolve("amazon-books-kitchen"), 0, str(amazon), "cpu", 1, "no/such-model")
+        models.supervise(data.resolve("text:books:kitchen"), 0, str(amazon), "cpu", 1, "no/such-model")
     assert len(str(error.value)) < 500
