@@ -139,6 +139,7 @@ def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
     problem = evaluate.Problem(task, Namespace(**known.recipe | flags), identity, compiled=False, begun=0.0)
     student, training = evaluate.start(problem, F.one_hot(task.strong_train.y, 4).float())
     naive.train_student(student, **training)
+    problem.args.lr = 1.0  # the student's alone
     torch.testing.assert_close(evaluate.train_ceiling(problem).weight, student.weight, rtol=1e-4, atol=1e-6)
 
 
@@ -161,14 +162,11 @@ def test_the_compile_flag_reaches_the_loss(npz, monkeypatch):
     "arguments, message",
     [
         ("--task glyfs", "unknown task 'glyfs'; known: glyphs, "),
-        ("--task glyphs missing.npz", "no file missing.npz"),
         ("--device cuda:99", "no device 'cuda:99'"),
         ("--epochs 0", "--epochs"),
         ("--lr nan", "--lr"),
         (f"--out {__file__}", "exists"),
-        ("--no-such-flag", "--no-such-flag"),
         ("--task text:books:kitchen", "--data-dir"),
-        ("--task hh-helpful-harmless --data-dir nowhere", "no helpful-base/*.jsonl"),
         ("--task small.npz --balanced", "--balanced is for two classes, small.npz has 4"),
     ],
 )

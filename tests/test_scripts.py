@@ -101,17 +101,12 @@ def test_run_all_runs_every_method_on_all_default_tasks_and_reports(call):
     assert {task for run in kinds for task in run.split()[2:]} == set(data.EMBEDDED)
 
 
-POLICIES = ["one", "mean", "gold", "raven", "raven --weight-lr 0", "raven --form code"]
-PUBLISHED = {"naive": "", "confidence": "", "adaptive_confidence": " --temperature 0.5 --beta-ramp 0"}
-RUNS = {
-    "alignment": [f"raven_dpo.py --supervision {each} --out runs" for each in POLICIES],
-    "cifar100": [f"{each}.py --task cifar100-distill{own} --out runs" for each, own in PUBLISHED.items()],
-}
-
-
-@pytest.mark.parametrize("word", RUNS)
-def test_run_all_of_a_word_runs_these(call, word):
-    assert runs_of(call("run_all.sh", word)[2]) == sorted(RUNS[word])
+def test_run_all_alignment_and_cifar100_run_each_kind_of_preferences_and_each_method(call):
+    runs = runs_of(call("run_all.sh", "alignment")[2])
+    assert {run.split()[2] for run in runs} == {"one", "mean", "gold", "raven"} and len(set(runs)) == 6
+    runs = runs_of(call("run_all.sh", "cifar100")[2])
+    assert [run.split(".py --task cifar100-distill ")[0] for run in runs] == METHODS[:3]
+    assert "--temperature 0.5 --beta-ramp 0 " in runs[0]
 
 
 def test_run_all_settings_runs_every_setting_with_every_method_and_control(call):
