@@ -8,6 +8,7 @@ domain), from which the student learns without the ground truth. Settings are ch
 
     glyphs                         rendered digits, four typefaces, clean -> the same
     glyphs-shift[-SEVERITY]        the same -> 16 typefaces, turned, cluttered, noisy, inverted (0 to 1)
+    glyphs-cue                     on stripes whose direction goes with the class -> does not: a wrong cue
     mnist-usps, usps-mnist         handwritten digits of one institution -> another's, through torchvision
     reviews                        generated reviews of books, films and games -> the same
     reviews-shift                  the same -> of phones, kitchenware and hotels
@@ -108,6 +109,8 @@ def resolve(name: str) -> Known:
         case ["glyphs", "shift", severity] if (severity := share(severity)) is not None:
             name = f"glyphs-shift-{severity:g}".removesuffix(f"-{SEVERITY}") if severity else "glyphs"
             return Known(name, lambda seed, _: rendered(severity, seed), HEAD)
+        case ["glyphs", "cue"]:
+            return Known(name, lambda seed, _: cued(seed), HEAD)
         case ["mnist", "usps"] | ["usps", "mnist"]:
             return Known(name, lambda *given: handwritten(*name.split("-"), *given), HEAD, has_files=True)
         case ["reviews" | "preferences"] | ["reviews" | "preferences", "shift"]:
@@ -124,7 +127,7 @@ def resolve(name: str) -> Known:
             if name.startswith("cifar100"):
                 return Known(name, lambda *given: cifar100(setting, *given), setting.recipe, has_files=True)
             return Known(name, lambda seed, _: labelled_glyphs(setting, seed), setting.recipe)
-    known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)"]
+    known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)", "glyphs-cue"]
     known += ["mnist-usps", "usps-mnist", "text:SOURCE[+SOURCE...]:TARGET", "hh-helpful-harmless"]
     known += [f"{key}-RATE (0 to 1)" if "noisy" in key else key for key in labelled.SETTINGS]
     raise InputError(f"unknown task {name!r}; known: {', '.join(known)}, FILE.npz")
@@ -172,6 +175,20 @@ def rendered(severity: float, seed: int) -> Task:
     """Digits in the source style -> digits at `severity`."""
     splits = draw_splits(SIZES, images.DIGITS, severity, torch.Generator().manual_seed(seed))
     return Task("image", 10, **splits, encoder="letters CNN", weak_models=[])
+
+
+def cued(seed: int) -> Task:
+    """Digits in the source style on stripes. In the source domain their direction is the class's in 70 % of
+    the images, else and in the target domain it is any: a cue that is wrong in the target."""
+    task, generator = rendered(0.0, seed), torch.Generator().manual_seed(seed)
+
+    def cover(split, share):
+        followed = torch.rand(split.y.shape, generator=generator) < share
+        direction = torch.where(followed, split.y, torch.randint(10, split.y.shape, generator=generator))
+        return split._replace(x=images.on_stripes(split.x, direction))
+
+    shares = {"weak_train": 0.7, "strong_train": 0.0, "val": 0.0, "test": 0.0}
+    return task._replace(**{name: cover(getattr(task, name), share) for name, share in shares.items()})
 
 
 def handwritten(source: str, target: str, seed: int, data_dir: str | None) -> Task:

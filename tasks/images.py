@@ -68,6 +68,13 @@ def render(atlas, y, severity, generator) -> torch.Tensor:
     return torch.cat(images)
 
 
+def on_stripes(x, direction) -> torch.Tensor:
+    """Images (N, 1, 28, 28) on grey stripes, 7 pixels apart, turned by direction (N,) times 18 degrees."""
+    angle, at = direction[:, None, None, None] * (math.pi / 10), torch.arange(28.0)
+    phase = angle.cos() * at + angle.sin() * at[:, None]
+    return torch.maximum(x, 0.25 + 0.25 * (phase * (2 * math.pi / 7)).sin())
+
+
 def paste(glyphs, angle, size, offset) -> torch.Tensor:
     """Glyphs (N, 48, 48), turned by angle (N,) degrees, scaled by size (N,) where 1 fills the image, moved by
     offset (N, 2) pixels -> images (N, 1, 28, 28)."""

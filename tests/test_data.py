@@ -32,8 +32,8 @@ def complaint(name, folder=None):
     return str(error.value)
 
 
-NAMES = """glyphs-shift-1 mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware glyphs-distill
-glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
+NAMES = """glyphs-shift-1 glyphs-cue mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware
+glyphs-distill glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
 SPELLINGS = {
     "glyphs-shift-0": "glyphs",
     "glyphs-shift-0.40": "glyphs-shift",
@@ -80,6 +80,17 @@ def test_rendered_splits_are_disjoint_and_only_the_target_is_shifted(monkeypatch
         assert torch.equal(none.weak_train.x, task.weak_train.x) and torch.equal(none.test.y, task.test.y)
         assert last < (last := (x - none.test.x).abs().mean())
         assert abs((x.flatten(1).median(1).values > 0.5).float().mean() - severity / 2) < 0.07  # inverted
+
+
+def test_stripes_go_with_the_class_in_the_source_only(monkeypatch):
+    monkeypatch.setattr(data, "SIZES", {"weak_train": 1000, "strong_train": 9, "val": 9, "test": 1000})
+    task, plain = data.load("glyphs-cue", 0), data.load("glyphs", 0)
+    stripes = images.on_stripes(torch.zeros(10, 1, 28, 28), torch.arange(10))
+    for name, share in (("weak_train", 0.7 + 0.3 / 10), ("test", 1 / 10)):
+        x, y = getattr(plain, name)[:2]
+        with_own = torch.maximum(x, stripes[y])  # the digit stays in front
+        same = torch.isclose(with_own, getattr(task, name).x).flatten(1).all(1)
+        assert same.double().mean() == pytest.approx(share, abs=0.04)
 
 
 def test_typefaces(monkeypatch):
