@@ -3,7 +3,6 @@
 import math
 import multiprocessing
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,11 @@ def test_batches_hold_every_sample_once_an_epoch_in_an_order_fixed_by_the_seed()
 def test_fit_learns_and_is_fixed_by_the_seed():
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > 0).long()
-
-    def train(seed):
-        student = models.LinearHead(6, 2, pairs=False)
-        assert not models.fit(student, x, y, epochs=5, lr=0.05, batch_size=32, seed=seed).training
-        assert (models.predict(student, x).argmax(-1) == y).float().mean() > 0.95
-        return student.weight
-
-    assert torch.equal(train(0), train(0)) and not torch.equal(train(0), train(1))
+    recipe = {"epochs": 5, "lr": 0.05, "batch_size": 32}
+    heads = [models.LinearHead(6, 2, pairs=False) for _ in range(3)]
+    first, again, other = (models.fit(head, x, y, seed=i, **recipe) for head, i in zip(heads, (0, 0, 1)))
+    assert (models.predict(first, x).argmax(-1) == y).float().mean() > 0.95 and not first.training
+    assert torch.equal(first.weight, again.weight) and not torch.equal(first.weight, other.weight)
 
 
 def test_adam_decays_by_a_cosine_to_zero():
@@ -139,20 +135,20 @@ def test_a_npz_is_standardised(npz):
     plain, task = data.load(npz, 0), models.supervise(data.resolve(npz), 0, None, "cpu", 1)
     std, mean = torch.std_mean(plain.strong_train.x, dim=0, correction=0)
     torch.testing.assert_close(task.val.x, (plain.val.x - mean) / std, rtol=1e-4, atol=1e-4)
-    assert torch.equal(task.val.weak_probs, plain.val.weak_probs) and torch.equal(task.val.y, plain.val.y)
+    assert torch.equal(task.val.weak_probs, plain.val.weak_probs)
 
 
 def test_a_fingerprint_is_of_names_and_contents_not_of_place_and_time():
     Path("folder/inner").mkdir(parents=True)
     Path("folder/inner/a").write_text("1")
     first = data.fingerprint("folder")
-    shutil.copytree("folder", "copy")
-    os.utime("folder/inner/a", (0, 0))
-    assert data.fingerprint("folder") == data.fingerprint("copy") == first
-    assert data.row_name("copy") == f"copy-{first}" and data.row_name("some/model") == "some/model"
-    Path("copy/inner/a").rename("copy/inner/c")
-    Path("folder/inner/a").write_text("3")
-    assert len({first, data.fingerprint("copy"), data.fingerprint("folder")}) == 3
+    Path("folder").rename("moved")
+    os.utime("moved/inner/a", (0, 0))
+    assert data.fingerprint("moved") == first
+    Path("moved/inner/a").rename("moved/inner/c")
+    renamed = data.fingerprint("moved")
+    Path("moved/inner/c").write_text("3")
+    assert len({first, renamed, data.fingerprint("moved")}) == 3
 
 
 def test_cache_depends_on_arguments_and_versions_and_replaces_what_is_damaged(fresh, monkeypatch):
@@ -174,7 +170,7 @@ def test_cache_depends_on_arguments_and_versions_and_replaces_what_is_damaged(fr
 IDENTITY = {"method": "m", "task": "t", "data": None, "seed": 0, "version": 1, "flags": {"lr": 0.1}}
 
 
-def test_a_kill_while_writing_leaves_the_old_file():
+def test_an_interrupted_write_leaves_the_old_file():
     def die(file):
         file.write(b"half")
         raise KeyboardInterrupt
@@ -207,10 +203,9 @@ def test_rows_are_found_by_identity():
         assert store.find_row("out", IDENTITY | {"seed": seed})["student"] == seed / 2
     others = {"flags": {"lr": 0.2}, "version": 2, "data": "other", "task": "u"}
     assert not any(store.find_row("out", IDENTITY | {key: others[key]}) for key in others)
-    with open("out/m.jsonl", "a") as file:
-        file.write('{"method": "m", "ta\n')
+    Path("out/m.jsonl").write_text('{"method": "m", "ta\n')
     with pytest.raises(data.InputError, match="m.jsonl has a line that is no row"):
-        store.save_row("out", IDENTITY, {})
+        store.find_row("out", IDENTITY)
 
 
 def test_identity_names_files_by_content(npz, tmp_path):
