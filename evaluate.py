@@ -21,9 +21,11 @@ import torch
 import data
 import models
 import store
+from methods import prototypes
 from tasks import labelled
 
 DEFAULT_SEEDS = [0, 1, 2, 3, 4]
+RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3]  # of which `--lr auto` chooses
 
 
 class Problem(NamedTuple):
@@ -46,6 +48,11 @@ def number(kind: type, low: float, high: float = 2**31 - 1):
 
     parse.__name__ = kind.__name__  # argparse's own error names it
     return parse
+
+
+def rate(text: str) -> float | str:
+    """An argparse type: a learning rate, or "auto"."""
+    return text if text == "auto" else number(float, 0)(text)
 
 
 def pick_device(name: str) -> str:
@@ -75,7 +82,7 @@ def flags(file: str, about: str) -> argparse.ArgumentParser:
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     # Where these are not given, the task decides: data.HEAD, tasks/labelled.py.
     add("--epochs", type=number(int, 1), help="of student and ceiling (linear heads: 20)")
-    add("--lr", type=number(float, 0), help="of the student (linear heads: 3e-5)")
+    add("--lr", type=rate, help="of the student (linear heads: 3e-5); auto: chosen without true labels")
     add("--ceiling-lr", type=number(float, 0), help="true labels bear more (linear heads: 1e-3)")
     add("--batch-size", type=number(int, 1), help="the papers' value for linear heads: 128")
     return parser
@@ -104,6 +111,8 @@ def missing(parser, argv, resolve=data.resolve):
         own = usual | {key: value for key, value in vars(args).items() if value is not None}
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         folder = args.data_dir if each.has_files else None
+        if own["lr"] == "auto" and each.recipe is not data.HEAD:
+            raise data.InputError(f"--lr auto is for linear heads, not for {each.name}")
         for seed in args.seeds:
             identity = store.identity(Path(parser.prog).stem, each.name, seed, folder, args.device, given)
             if row := store.find_row(args.out, identity):
@@ -121,7 +130,32 @@ def problems(parser, argv=None):
     for known, args, identity in missing(parser, argv):
         given = (args.data_dir, args.device, args.encoder_steps, args.text_encoder)
         task = models.supervise(known, args.seed, *given)
+        if args.lr == "auto":
+            args.lr = choose_lr(task, args, identity)
         yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())
+
+
+def cache_key(task: data.Task, args, identity: dict) -> dict:
+    """What a student depends on besides its labels and rate."""
+    recipe = {name: getattr(args, name) for name in ("epochs", "batch_size", "optimizer", "seed")}
+    key = {name: identity[name] for name in ("task", "data", "device")}
+    return key | {"steps": args.encoder_steps, "encoder": task.encoder, "recipe": recipe}
+
+
+def choose_lr(task: data.Task, args, identity: dict) -> float:
+    """Of RATES the one whose student of the mean weak label agrees most with prototypes.label, which sees no
+    true label either. The same for all methods, and kept in the cache."""
+    key, (x, _, weak_probs, _) = cache_key(task, args, identity), task.strong_train
+
+    def choose():
+        wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
+        for lr in RATES:
+            student = models.make_student(task, args.seed)
+            models.fit(student, x, weak_probs.mean(1), lr=lr, **key["recipe"])
+            agreement[lr] = accuracy(models.predict(student, x), wanted)
+        return max(agreement, key=agreement.get)
+
+    return store.cached("lr", choose, **key, rates=RATES)
 
 
 def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
@@ -192,16 +226,14 @@ def train_ceiling(problem: Problem, targets: str = "y") -> torch.nn.Module:
     """The same student, trained on the ground truth "y" of strong_train, or on its "labels" alone."""
     task, args = problem.task, problem.args
     student = models.make_student(task, args.seed)
-    recipe = {name: getattr(args, name) for name in ("epochs", "batch_size", "optimizer", "seed")}
-    recipe["lr"] = args.ceiling_lr
-    key = {name: problem.identity[name] for name in ("task", "data", "device")}
-    key |= {"steps": args.encoder_steps, "encoder": task.encoder, "targets": targets, "recipe": recipe}
+    key = cache_key(task, args, problem.identity)
 
     def train():
         x, y, view = task.strong_train.x, getattr(task.strong_train, targets), models.make_view(task)
-        return models.fit(student, x, y, **recipe, view=view, progress="ceiling").state_dict()
+        recipe = key["recipe"] | {"lr": args.ceiling_lr, "view": view, "progress": "ceiling"}
+        return models.fit(student, x, y, **recipe).state_dict()
 
-    student.load_state_dict(store.cached("ceiling", train, **key))
+    student.load_state_dict(store.cached("ceiling", train, **key, targets=targets, lr=args.ceiling_lr))
     return student.eval()
 
 
@@ -230,6 +262,7 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
         "weak": weak,
         "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
         **({"students": own} if len(own) > 1 else {}),
+        "lr": problem.args.lr,
         "student": mean(own),
         "ceiling": best,
         "pgr": None if None in recovered else mean(recovered),

@@ -121,7 +121,8 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
     test = data.Split(x, y, torch.stack([right_below(share)(x) for share in (0.5, 0.7)], 1))
     task = data.Task("features", 2, None, test, data.Split(x, 1 - y), test, "given", ["a", "b"])
     monkeypatch.setattr(evaluate, "train_ceiling", lambda problem: right_below(ceiling))
-    args, identity = Namespace(supervision="each", out="."), store.identity("naive", "t", 0, None, "cpu", {})
+    args = Namespace(supervision="each", out=".", lr=1.0)
+    identity = store.identity("naive", "t", 0, None, "cpu", {})
     targets = None if len(students) > 1 else [right_below(0.7)(x)]
     problem = evaluate.Problem(task, args, identity, compiled=False, begun=0.0)
     evaluate.report(problem, list(map(right_below, students)), targets)
