@@ -1,10 +1,8 @@
 """Names of tasks, their splits, and the readers of files: digits, reviews, dialogues, FILE.npz."""
 
 import gzip
-import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,10 +18,6 @@ def splits_of(task):
     return [task.weak_train, task.strong_train, task.val, task.test]
 
 
-def unique(rows):
-    return {row.numpy().tobytes() for row in rows}
-
-
 def complaint(name, folder=None):
     """The one line that loading the task ends with."""
     with pytest.raises(data.InputError) as error:
@@ -32,32 +26,22 @@ def complaint(name, folder=None):
     return str(error.value)
 
 
-NAMES = """glyphs-shift-1 glyphs-cue mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware
-glyphs-distill glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
+NAMES = """mnist-usps usps-mnist hh-helpful-harmless amazon-books-kitchen_ware glyphs-distill glyphs-fewshot
+glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
 SPELLINGS = {
     "glyphs-shift-0": "glyphs",
     "glyphs-shift-0.40": "glyphs-shift",
-    "glyphs-shift-.60": "glyphs-shift-0.6",
-    "glyphs-noisy-symmetric-0.20": "glyphs-noisy-symmetric-0.2",
     "glyphs-noisy-asymmetric-.4": "glyphs-noisy-asymmetric-0.4",
 }
-UNKNOWN = """glyph glyphs-shift- glyphs-shift-1.5 glyphs-shift-2 mnist usps-usps reviews-0.4 text:books
-text:a+:b text::b glyphs-noisy glyphs-noisy-symmetric glyphs-noisy-asymmetric-1.5 glyphs-noisy-other-0.2
-glyphs-distill-0 cifar100""".split()
+UNKNOWN = "glyph glyphs-shift-1.5 usps-usps amazon-books-books glyphs-noisy-symmetric missing.npz".split()
 
 
 def test_a_task_has_one_name():
-    assert [data.resolve(name).name for name in [*data.EMBEDDED, *NAMES]] == [*data.EMBEDDED, *NAMES]
-    assert {name: data.resolve(name).name for name in SPELLINGS} == SPELLINGS
+    names = {name: name for name in [*data.EMBEDDED, *NAMES]} | SPELLINGS
+    assert {name: data.resolve(name).name for name in names} == names
 
 
-@pytest.mark.parametrize("name", ["text:a:a", "text:a+b+a:c", "text:a+b:b"])
-def test_a_domain_is_named_once(name):
-    with pytest.raises(data.InputError, match="names a domain twice"):
-        data.resolve(name)
-
-
-@pytest.mark.parametrize("name", ["", *UNKNOWN, "missing.npz"])
+@pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_names(name):
     expected = "no file missing" if name.endswith("npz") else "known: glyphs, .*glyphs-noisy-symmetric-RATE"
     with pytest.raises(data.InputError, match=expected):
@@ -66,15 +50,13 @@ def test_unknown_names(name):
 
 def test_rendered_splits_are_disjoint_and_only_the_target_is_shifted(monkeypatch):
     monkeypatch.setattr(data, "SIZES", {"weak_train": 50, "strong_train": 100, "val": 50, "test": 500})
-    none, again, other, *shifted = (
-        data.load(f"glyphs-shift-{severity}", seed)
-        for severity, seed in ((0, 3), (0, 3), (0, 4), (0.2, 3), (0.4, 3), (0.8, 3))
-    )
+    none, again, other = (data.load("glyphs", seed) for seed in (3, 3, 4))
     assert [len(split.x) for split in splits_of(none)] == [50, 100, 50, 500]
-    assert len(set.union(*(unique(split.x) for split in splits_of(none)))) == 700
+    assert len(torch.cat([split.x for split in splits_of(none)]).unique(dim=0)) == 700
     assert torch.equal(again.test.x, none.test.x) and not torch.equal(other.test.x, none.test.x)
     last = 0
-    for task, severity in zip(shifted, (0.2, 0.4, 0.8)):
+    for severity in (0.2, 0.8):
+        task = data.load(f"glyphs-shift-{severity}", 3)
         x = task.test.x
         assert x.shape == (500, 1, 28, 28) and 0 <= x.min() and x.max() <= 1
         assert torch.equal(none.weak_train.x, task.weak_train.x) and torch.equal(none.test.y, task.test.y)
@@ -96,9 +78,8 @@ def test_stripes_go_with_the_class_in_the_source_only(monkeypatch):
 def test_typefaces(monkeypatch):
     """The source domain has four of the sixteen, which draw every digit whole and in their own way."""
     atlas, seen, paste = images.draw_atlas(images.DIGITS), [], images.paste
-    assert atlas.shape[:2] == (16, 10) and atlas.flatten(2).amax(2).min() > 0.9
     assert atlas[..., [0, -1], :].max() == atlas[..., [0, -1]].max() == 0
-    assert all(len(unique(atlas[:, digit])) == 16 for digit in range(10))
+    assert all(len(atlas[:, digit].unique(dim=0)) == 16 for digit in range(10))
     monkeypatch.setattr(images, "paste", lambda glyphs, *rest: seen.append(glyphs) or paste(glyphs, *rest))
     y = torch.arange(10).repeat(30)
     images.render(atlas, y, torch.zeros(300), torch.Generator().manual_seed(0))
@@ -118,7 +99,6 @@ def test_framing_removes_position_scale_and_margin():
     assert (min(rows), max(rows), min(columns), max(columns)) == (4, 23, 8, 19)  # 20 by 12, centred
     torch.testing.assert_close(frames[1], frames[0])
     assert (frames[2] - frames[0]).abs().mean() < 0.06
-    assert images.frame(torch.zeros(2, 16, 16)).isfinite().all()
 
 
 def test_digit_splits_come_from_where_they_should(monkeypatch):
@@ -130,52 +110,39 @@ def test_digit_splits_come_from_where_they_should(monkeypatch):
         return {split: (y.float().view(-1, 1, 1, 1), y) for split, y in numbers.items()}
 
     monkeypatch.setattr(files, "labelled_images", numbered)
-    task, other = (data.load("mnist-usps", seed) for seed in (0, 1))
+    task = data.load("mnist-usps", 0)
     for split, start, n in zip(splits_of(task), (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)):
         assert len(split.y.unique()) == len(split.y) == n
         assert start <= split.y.min() and split.y.max() < start + 9000
         assert torch.equal(split.x.flatten().long(), split.y)
     assert not set(task.val.y.tolist()) & set(task.strong_train.y.tolist())
-    assert not torch.equal(other.weak_train.y, task.weak_train.y) and not torch.equal(other.val.y, task.val.y)
 
 
-def test_a_missing_or_damaged_folder_says_what_was_looked_for(tmp_path):
-    nowhere = tmp_path / "nowhere"
-    assert f"MNIST/raw/{{train,t10k}}-*-ubyte in {nowhere} (" in complaint("mnist-usps", nowhere)
-    assert "cifar-100-python/{train,test,meta}" in complaint("cifar100-distill", tmp_path)
-    (tmp_path / "usps.bz2").write_bytes(b"no bzip2")
-    assert "usps.bz2" in complaint("usps-mnist", tmp_path)
+def test_a_missing_folder_says_what_was_looked_for(tmp_path):
+    assert f"MNIST/raw/{{train,t10k}}-*-ubyte in {tmp_path} (" in complaint("mnist-usps", tmp_path)
 
 
 @pytest.mark.parametrize("folder", [None, "given"])
 def test_images_are_downloaded_where_no_folder_is_given(monkeypatch, folder):
-    class Digits:
-        """Stands for torchvision's data set."""
+    def digits(root, train, download):
+        assert (str(root), download) == (folder or "cache/downloads/usps", not folder)
+        return SimpleNamespace(data=np.full((3, 16, 16), 255, dtype=np.uint8), targets=[0, 1, 2 + train])
 
-        def __init__(self, root, train, download):
-            assert (str(root), download) == (folder or "cache/downloads/usps", not folder)
-            self.data, self.targets = np.full((3, 16, 16), 255, dtype=np.uint8), [0, 1, 2 + train]
-
-    monkeypatch.setattr("torchvision.datasets.USPS", Digits)
+    monkeypatch.setattr("torchvision.datasets.USPS", digits)
     parts = files.labelled_images("usps", folder)
     assert [parts[split][1].tolist() for split in ("train", "test")] == [[0, 1, 3], [0, 1, 2]]
     assert parts["train"][0].shape == (3, 1, 28, 28) and parts["train"][0].max() == 1
 
 
 def test_reviews_are_split_and_a_text_that_stands_twice_is_on_one_side(amazon):
-    def load(seed):
-        return data.load("text:books:kitchen", seed, str(amazon))
-
-    task = load(0)
-    assert (task.kind, task.num_classes) == ("text", 2)
+    task = data.load("amazon-books-kitchen", 0, str(amazon))
     assert [len(split.y) for split in splits_of(task)] == [60, 42, 6, 12]
-    assert len(set.union(*(set(split.x) for split in splits_of(task)))) == 120
     for split, domain in zip(splits_of(task), ["books", *["kitchen"] * 3]):
         assert all(x.startswith(domain) and ("good" in x) == y for x, y in zip(split.x, split.y))
-    assert load(1).test.x != task.test.x
     loud = [{**row, "text": row["text"].upper() + "!"} for row in reviews("kitchen")]
-    write_lines(amazon / "kitchen.jsonl.gz", [*reviews("kitchen") * 2, *loud, *reviews("books")[:2]])
-    texts = [{x.lower().strip("!") for x in split.x} for split in splits_of(load(0))]
+    write_lines(amazon / "kitchen.jsonl.gz", [*reviews("kitchen"), *loud, *reviews("books")[:2]])
+    task = data.load("amazon-books-kitchen", 0, str(amazon))
+    texts = [{x.lower().strip("!") for x in split.x} for split in splits_of(task)]
     assert len(set.union(*texts)) == sum(map(len, texts)) and len(texts[0]) == 58
 
 
@@ -185,23 +152,13 @@ def dialogues(tmp_path):
     for domain, turns in (("helpful-base", range(48, 100)), ("harmless-base", range(50))):
         starts = [f"\n\nHuman: turn {turn}\n\nAssistant: {{}} {i}" for i in range(4) for turn in turns]
         rows = [{word: start.format(word) for word in ("chosen", "rejected")} for start in starts]
-        same = [rows[0] | {"rejected": rows[0]["chosen"]}]  # says nothing, and is left out
-        write_lines(tmp_path / "hh" / domain / "train.jsonl.gz", rows[:100] + same)
-        write_lines(tmp_path / "hh" / domain / "test.jsonl.gz", rows[100:])
+        write_lines(tmp_path / "hh" / domain / "train.jsonl.gz", rows[:100])
+        write_lines(tmp_path / "hh" / domain / "test.jsonl", rows[100:])
     return tmp_path / "hh"
 
 
-def load_dataset(name, data_dir, cache_dir):
-    """Stands for that of datasets."""
-    assert name == "Anthropic/hh-rlhf"
-    return {file: list(map(json.loads, gzip.open(file))) for file in Path("hh", data_dir).iterdir()}
-
-
-@pytest.mark.parametrize("fetched", [False, True])
-def test_first_human_turns_are_on_one_side_only(dialogues, fetched, monkeypatch):
-    hub = SimpleNamespace(load_dataset=load_dataset) if fetched else None
-    monkeypatch.setitem(sys.modules, "datasets", hub)
-    task = data.load("hh-helpful-harmless", 0, None if fetched else str(dialogues))
+def test_first_human_turns_are_on_one_side_only(dialogues):
+    task = data.load("hh-helpful-harmless", 0, str(dialogues))
     splits = splits_of(task)
     assert [len(split.y) for split in splits] == [200, 140, 20, 40] and task.kind == "preference"
     turns = [{re.search(r"turn (\d+)", each)[1] for pair in split.x for each in pair} for split in splits]
@@ -209,49 +166,43 @@ def test_first_human_turns_are_on_one_side_only(dialogues, fetched, monkeypatch)
     for split in splits:
         assert all("chosen" in x[y] and "rejected" in x[1 - y] for x, y in zip(split.x, split.y))
     assert 40 < task.strong_train.y.sum() < 100  # the better response is first or second at random
-    if not fetched:
-        assert complaint("hh-helpful-harmless").startswith("cannot fetch Anthropic/hh-rlhf: ")
+
+
+def test_dialogues_are_fetched_where_no_folder_is_given(monkeypatch):
+    chosen, rejected = (f"\n\nHuman: Hi!\n\nAssistant: {answer}" for answer in "ab")
+    rows = [{"chosen": chosen, "rejected": rejected}, {"chosen": chosen, "rejected": chosen}]  # says nothing
+    hub = SimpleNamespace(load_dataset=lambda name, **folders: {"train": rows, "test": rows})
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    assert files.dialogues("helpful-base", None) == 2 * [("human hi", (chosen, rejected), 0)]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert complaint("hh-helpful-harmless").startswith("cannot fetch Anthropic/hh-rlhf: ")
 
 
 GOOD = b'{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'
-LINES = gzip.compress("".join(json.dumps(row) + "\n" for row in reviews("books", 3000)).encode())
 BAD_FILES = [
     ("books.jsonl", GOOD + b"{", "books.jsonl, line 3: Expecting"),
     ("books.jsonl", GOOD + b"\n\n[]", "line 5: expected is a field 'text', str"),  # empty lines count
     ("books.jsonl", GOOD + b'{"text": "fine"}', "line 3: expected is a field 'label', int"),
-    ("books.jsonl", GOOD + b'{"text": " ", "label": 1}', "line 3: expected is a field 'text', str"),
-    ("books.jsonl", GOOD + b'{"text": "fine", "label": true}', "line 3: expected is a field 'label', int"),
     ("books.jsonl", GOOD + b'{"text": "fine", "label": 3}', "books.jsonl has the labels [0, 1, 3];"),
     ("books.jsonl", GOOD + b'{"text": "fine", "label": 2}', "source and target have different labels"),
-    ("books.jsonl", GOOD.splitlines()[0], "the labels [1]; "),
     ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in files"),
-    ("books.jsonl.gz", LINES[:2000], "files/books.jsonl.gz, line "),
-    ("books.jsonl.gz", LINES[:200] + b"damage" + LINES[206:], "files/books.jsonl.gz, line "),
+    ("books.jsonl.gz", gzip.compress(GOOD)[:-9], "files/books.jsonl.gz, line "),  # half a download
     ("books.jsonl.gz", b"no gzip", "files/books.jsonl.gz, line 0: "),
 ]
 
 
-@pytest.mark.parametrize("name, content, message", BAD_FILES, ids=range(len(BAD_FILES)))
+@pytest.mark.parametrize("name, content, message", BAD_FILES)
 def test_a_bad_line_or_file_is_named(amazon, name, content, message):
     (amazon / "books.jsonl").unlink()
     (amazon / name).write_bytes(content)
     assert message in complaint("text:books:kitchen", "files")
 
 
-def test_what_cannot_be_split_or_compared(amazon, dialogues):
-    write_lines(amazon / "books.jsonl", reviews("books", 4))
-    write_lines(amazon / "kitchen.jsonl", reviews("kitchen", 2))
-    assert "too few samples" in complaint("text:books:kitchen", amazon)
-    kitchen = reviews("kitchen", 30)
-    write_lines(amazon / "kitchen.jsonl", kitchen)
-    write_lines(amazon / "books.jsonl", [*({"text": f"b {i}", "label": 0} for i in range(30)), kitchen[1]])
-    assert "one label only" in complaint("text:books:kitchen", amazon)  # once the shared text is taken out
-    assert "--data-dir" in complaint("text:books:kitchen")
-    write_lines(dialogues / "harmless-base" / "test.jsonl.gz", [{"chosen": "a", "rejected": "b"}])
-    assert "without 'Assistant:'" in complaint("hh-helpful-harmless", dialogues)
+def test_too_few_samples_and_missing_folders(amazon):
+    write_lines(amazon / "kitchen.jsonl.gz", reviews("kitchen", 2))
+    assert "too few samples" in complaint("amazon-books-kitchen", amazon)
+    assert "--data-dir" in complaint("amazon-books-kitchen")
     assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)
-    Path("bad.npz").write_bytes(b"PK\x03\x04 broken")
-    assert complaint("bad.npz").startswith("bad.npz: not an .npz file")
 
 
 def test_npz_roundtrip_with_and_without_split(arrays, npz):
@@ -259,8 +210,7 @@ def test_npz_roundtrip_with_and_without_split(arrays, npz):
     splits = [task.strong_train, task.val, task.test]
     assert [len(split.y) for split in splits] == [280, 40, 80]
     assert (task.kind, task.num_classes, len(task.weak_models)) == ("features", 4, 3)
-    assert len(unique(torch.cat([split.x for split in splits]))) == 400
-    assert not torch.equal(data.load(npz, seed=1).test.x, task.test.x)
+    assert len(torch.cat([split.x for split in splits]).unique(dim=0)) == 400
     np.savez("split.npz", **arrays, split=np.arange(400) % 3, labels=arrays["y"][::-1])
     task = data.load("split.npz", seed=0)
     torch.testing.assert_close(task.val.x, torch.tensor(arrays["x"][1::3]).float())
@@ -280,8 +230,7 @@ def test_npz_with_pairs_in_half_precision(arrays):
 
 BAD_ARRAYS = [
     ("weak_probs", None, "missing: weak_probs"),
-    ("x", lambda x: np.zeros((400, 3, 4)), "x has shape"),
-    ("x", lambda x: np.zeros((0, 4)), "x has shape"),
+    ("x", lambda x: x[..., None], "x has shape"),
     ("x", lambda x: np.where(np.arange(6) == 2, np.nan, x), "x has NaN"),
     ("x", lambda x: np.array([{}] * 400), "not an .npz file of plain arrays"),
     ("x", lambda x: np.zeros((400, 2, 3)), "pairs"),
@@ -292,7 +241,6 @@ BAD_ARRAYS = [
     ("y", lambda y: y * 1.0, "y has type float64, expected int64"),
     ("y", lambda y: y[1:], "y has shape"),
     ("split", lambda _: np.zeros(400, dtype=int), "no sample in split val"),
-    ("labels", lambda _: np.full(400, 4), "labels has values outside"),
 ]
 
 

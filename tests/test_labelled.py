@@ -1,5 +1,7 @@
 """Tasks whose student is a whole network that also gets labels: noise, episodes, views, teachers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -43,32 +45,30 @@ def test_corrupted_labels_follow_the_matrix():
     labels = labelled.corrupt(y, matrix, torch.Generator().manual_seed(0))
     counts = torch.zeros(10, 10).index_put_((y, labels), torch.ones(len(y)), accumulate=True) / 5000
     torch.testing.assert_close(counts, matrix, atol=0.03, rtol=0)
-    assert ((matrix == 0) <= (counts == 0)).all()
+    assert not counts[matrix == 0].any()
 
 
 def test_the_teacher_learns_the_corrupted_labels_and_only_the_student_sees_them(small, monkeypatch):
     x, y, _, labels = data.load("glyphs-noisy-asymmetric-0.4", 0).strong_train
-    wrong = labels != y
-    assert wrong.any() and set(y[wrong].tolist()) <= {2, 3, 5, 6, 7}
     fit, seen = models.fit, []
     monkeypatch.setattr(models, "fit", lambda m, x, y, **etc: seen.append((x, y)) or fit(m, x, y, **etc))
     task = supervise("glyphs-noisy-asymmetric-0.4")
     [(inputs, targets)] = seen
-    assert torch.equal(inputs, x) and torch.equal(targets, labels)
+    assert torch.equal(inputs, x) and torch.equal(targets, labels) and not torch.equal(labels, y)
     assert torch.equal(task.strong_train.labels, labels) and torch.equal(task.strong_train.y, y)
     assert task.val.labels is None is task.test.labels
 
 
-def test_episodes_support_and_query_are_disjoint():
-    y = torch.arange(8).repeat(30)[torch.randperm(240, generator=torch.Generator().manual_seed(1))]
-    for shots in (1, 5):
-        support, query = labelled.draw_episodes(y, shots, 200, torch.Generator().manual_seed(0))
-        assert support.shape == (200, 5, shots) and query.shape == (200, 5, 15)
-        used = torch.cat([support, query], 2)
-        classes = y[used]
-        assert all(len(episode.unique()) == episode.numel() for episode in used)
-        assert all(len(episode.unique()) == 5 for episode in classes)
-        assert (classes == classes[:, :, :1]).all() and len(support.unique()) > 200
+@pytest.mark.parametrize("shots", [1, 5])
+def test_episodes_support_and_query_are_disjoint(shots):
+    y = torch.arange(8).repeat(30)
+    support, query = labelled.draw_episodes(y, shots, 200, torch.Generator().manual_seed(0))
+    assert support.shape == (200, 5, shots) and query.shape == (200, 5, 15)
+    used = torch.cat([support, query], 2)
+    classes = y[used]
+    assert all(len(episode.unique()) == episode.numel() for episode in used)
+    assert all(len(episode.unique()) == 5 for episode in classes)
+    assert (classes == classes[:, :, :1]).all() and len(support.unique()) > 200
 
 
 def test_episode_accuracy_against_a_loop():
@@ -76,15 +76,11 @@ def test_episode_accuracy_against_a_loop():
     y = torch.arange(6).repeat_interleave(25)
     features = torch.randn(6, 9, generator=generator)[y] + 2 * torch.randn(150, 9, generator=generator)
     support, query = labelled.draw_episodes(y, 5, 10, generator)
-    scores = labelled.episode_accuracy(features, support, query)
-    for episode in range(10):
-        centroids = torch.stack([features[support[episode, way]].mean(0) for way in range(5)])
-        right = 0
-        for way in range(5):
-            for i in query[episode, way]:
-                right += torch.cosine_similarity(features[i], centroids).argmax() == way
-        assert scores[episode].item() == pytest.approx(right / 75)
-    assert 0.3 < scores.mean() < 0.9
+    for score, shown, asked in zip(labelled.episode_accuracy(features, support, query), support, query):
+        centroids = torch.stack([features[each].mean(0) for each in shown])
+        nearest = [torch.cosine_similarity(features[i], centroids).argmax().item() for i in asked.flatten()]
+        right = sum(found == way // 15 for way, found in enumerate(nearest))
+        assert score.item() == pytest.approx(right / 75) and 0.2 < score < 1
 
 
 def test_few_shot_scores_all_networks_on_the_same_episodes(monkeypatch):
@@ -115,8 +111,7 @@ def test_views_keep_labels_and_range(augmentation):
     x = torch.rand(40, 1, 28, 28) if glyphs else torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
     labels, network = torch.arange(40), nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.Softmax(-1))
     network(x.float())
-    see = labelled.view(augmentation, network)
-    seen, weak_probs, given = see(x, torch.full((40, 1, 7), 1 / 7), labels)
+    seen, weak_probs, given = labelled.view(augmentation, network)(x, torch.zeros(40, 1, 7), labels)
     assert seen.shape == x.shape and seen.dtype == torch.float32
     assert seen.min() >= 0 and seen.max() <= 1 and 0.1 < seen.mean() < 0.9
     whole = x if glyphs else x / 255
@@ -128,7 +123,6 @@ def test_views_keep_labels_and_range(augmentation):
         assert (given.argmax(1) == labels).all() or (given.argmax(1) == labels.roll(1)).all()
     else:
         assert torch.equal(given, labels)
-    assert see(x, torch.full((40, 7), 1 / 7), labels)[1].shape == (40, 7)
 
 
 def test_groups_of_images_are_augmented_differently():
@@ -169,28 +163,26 @@ def test_cifar_networks_have_their_published_size(name, millions):
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     torch.testing.assert_close(network(x), network(x / 255))  # both kinds of images
-    assert network[:-1](x).shape == (2, network[-1].in_features)
 
 
-class Generated:
+def generated(root, train, download):
     """Stands for torchvision.datasets.CIFAR100: the class is written into a pixel of the first row."""
-
-    def __init__(self, root, train, download):
-        rng, n = np.random.default_rng(train), 100 if train else 30
-        self.data, self.targets = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), list(range(n))
-        self.data[:, 0, 5, 2] = self.targets
+    n = 100 if train else 30
+    images = np.random.default_rng(train).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    images[:, 0, 5, 2] = range(n)
+    return SimpleNamespace(data=images, targets=list(range(n)))
 
 
 @pytest.mark.parametrize("end, teacher, student", [("", "resnet20", "resnet56"), ("-vgg", "vgg8", "vgg13")])
 def test_cifar_runs_the_published_path_on_generated_images(small, end, teacher, student, monkeypatch):
-    monkeypatch.setattr("torchvision.datasets.CIFAR100", Generated)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", generated)
     task = supervise(f"cifar100-distill{end}", ".")
     assert (task.weak_models, task.encoder, task.num_classes) == ([teacher], student, 100)
     for split, size in ((task.strong_train, 98), (task.val, 2), (task.test, 30)):
         assert split.x.dtype == torch.uint8 and split.weak_probs.shape == (size, 1, 100)
         assert torch.equal(split.x[:, 2, 0, 5].long(), split.y)
-    x, y, weak_probs, labels = task.strong_train
-    assert torch.equal(labels, y) and len({*y.tolist(), *task.val.y.tolist()}) == 100
-    seen, probs, given = models.make_view(task)(x[:9], weak_probs[:9], labels[:9])
-    logits = models.make_student(task, 0)(seen)
-    assert nn.functional.cross_entropy(logits, given).isfinite() and probs.shape == (9, 1, 100)
+    assert torch.equal(task.strong_train.labels, task.strong_train.y)
+    assert len({*task.strong_train.y.tolist(), *task.val.y.tolist()}) == 100  # disjoint
+    x, _, weak_probs, labels = (part[:9] for part in task.strong_train)
+    seen, _, given = models.make_view(task)(x, weak_probs, labels)
+    assert nn.functional.cross_entropy(models.make_student(task, 0)(seen), given).isfinite()
