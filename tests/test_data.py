@@ -26,19 +26,24 @@ def complaint(name, folder=None):
     return str(error.value)
 
 
-NAMES = """mnist-usps usps-mnist hh-helpful-harmless amazon-books-kitchen_ware glyphs-distill glyphs-fewshot
-glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
+NAMES = """glyphs-cue mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware glyphs-distill
+glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
 SPELLINGS = {
     "glyphs-shift-0": "glyphs",
     "glyphs-shift-0.40": "glyphs-shift",
     "glyphs-noisy-asymmetric-.4": "glyphs-noisy-asymmetric-0.4",
 }
-UNKNOWN = "glyph glyphs-shift-1.5 usps-usps amazon-books-books glyphs-noisy-symmetric missing.npz".split()
+UNKNOWN = "glyph glyphs-shift-1.5 usps-usps text:books text:a+:b glyphs-noisy-symmetric missing.npz".split()
 
 
 def test_a_task_has_one_name():
     names = {name: name for name in [*data.EMBEDDED, *NAMES]} | SPELLINGS
     assert {name: data.resolve(name).name for name in names} == names
+
+
+def test_a_domain_is_named_once():
+    with pytest.raises(data.InputError, match="names a domain twice"):
+        data.resolve("text:a+b:b")
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -135,13 +140,13 @@ def test_images_are_downloaded_where_no_folder_is_given(monkeypatch, folder):
 
 
 def test_reviews_are_split_and_a_text_that_stands_twice_is_on_one_side(amazon):
-    task = data.load("amazon-books-kitchen", 0, str(amazon))
+    task = data.load("text:books:kitchen", 0, str(amazon))
     assert [len(split.y) for split in splits_of(task)] == [60, 42, 6, 12]
     for split, domain in zip(splits_of(task), ["books", *["kitchen"] * 3]):
         assert all(x.startswith(domain) and ("good" in x) == y for x, y in zip(split.x, split.y))
     loud = [{**row, "text": row["text"].upper() + "!"} for row in reviews("kitchen")]
     write_lines(amazon / "kitchen.jsonl.gz", [*reviews("kitchen"), *loud, *reviews("books")[:2]])
-    task = data.load("amazon-books-kitchen", 0, str(amazon))
+    task = data.load("text:books:kitchen", 0, str(amazon))
     texts = [{x.lower().strip("!") for x in split.x} for split in splits_of(task)]
     assert len(set.union(*texts)) == sum(map(len, texts)) and len(texts[0]) == 58
 
@@ -200,8 +205,8 @@ def test_a_bad_line_or_file_is_named(amazon, name, content, message):
 
 def test_too_few_samples_and_missing_folders(amazon):
     write_lines(amazon / "kitchen.jsonl.gz", reviews("kitchen", 2))
-    assert "too few samples" in complaint("amazon-books-kitchen", amazon)
-    assert "--data-dir" in complaint("amazon-books-kitchen")
+    assert "too few samples" in complaint("text:books:kitchen", amazon)
+    assert "--data-dir" in complaint("text:books:kitchen")
     assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import reviews
+from conftest import reviews, write_lines
 
 import data
 import models
@@ -252,4 +252,4 @@ def test_a_model_that_cannot_be_used_is_one_clear_line(amazon, monkeypatch):
 
     monkeypatch.setattr(text, "pretrained_features", read)
     with pytest.raises(data.InputError, match="cannot use no/such-model: no such model"):
-        models.supervise(data.resolve("amazon-books-kitchen"), 0, str(amazon), "cpu", 1, "no/such-model")
+        models.supervise(data.resolve("text:books:kitchen"), 0, str(amazon), "cpu", 1, "no/such-model")
