@@ -85,14 +85,17 @@ def tabulate(rows: list[dict], columns_of) -> Table:
             if (row["method"], flags) == (method, wanted) and row["seed"] in evaluate.DEFAULT_SEEDS:
                 line = " ".join([row["task"], *own])
                 found.setdefault(line, {each: {} for each in columns})[name][row["seed"]] = row
-    order = {line: [not line.startswith(kind) for kind in KINDS] for line in found}  # False comes first
     table = {}
-    for line in sorted(found, key=lambda line: (order[line], SEVERITY.get(line, 0), line)):
-        seeds = set.intersection(*(set(rows) for rows in found[line].values() if rows))
+    for line, columns in sorted(found.items(), key=lambda item: place(item[0])):
+        seeds = sorted(set.intersection(*(set(rows) for rows in columns.values() if rows)))
         if seeds:
-            columns = found[line].items()
-            table[line] = {name: {s: rows[s] for s in sorted(seeds) if rows} for name, rows in columns}
+            table[line] = {name: {s: rows[s] for s in seeds if rows} for name, rows in columns.items()}
     return table
+
+
+def place(line: str) -> tuple:
+    """By which a table's lines are sorted; False comes first."""
+    return [not line.startswith(kind) for kind in KINDS], SEVERITY.get(line, 0), line
 
 
 def merged(columns: dict[str, dict]) -> dict[int, dict]:
@@ -161,26 +164,19 @@ def main_tables(table: Table) -> dict[str, str]:
     return texts | {"differences": sheet("accuracy in points", differences)}
 
 
-def by_shots(table: Table):
-    """Its items; of few-shot rows one with the 1-shot accuracies on novel classes, one with 5-shot."""
-    for line, columns in table.items():
-        [row, *_] = merged(columns).values()
-        for shots in row.get("few_shot", {"test": [None]})["test"]:
-            own = {name: {s: novel(row, shots) for s, row in rows.items()} for name, rows in columns.items()}
-            yield f"{line} {shots}" if shots else line, own
+def by_shots(rows: list[dict]):
+    """The rows; few-shot ones twice, with their 1-shot and 5-shot accuracies on novel classes."""
+    for row in rows:
+        for shots, scores in row.get("few_shot", {"test": {"": {}}})["test"].items():
+            own = {name: [accuracy] if name == "weak" else accuracy for name, (accuracy, _) in scores.items()}
+            yield row | own | {"task": f"{row['task']} {shots}".strip()}
 
 
-def novel(row: dict, shots: str | None) -> dict:
-    if not shots:
-        return row
-    own = {name: accuracy for name, (accuracy, _) in row["few_shot"]["test"][shots].items()}
-    return row | own | {"weak": [own["weak"]]}
-
-
-def settings_tables(table: Table) -> dict[str, str]:
+def settings_tables(rows: list[dict]) -> dict[str, str]:
     """AdaptConf's settings in the form of its paper, and the ablation of its b."""
+    table = tabulate([*by_shots(rows)], settings_columns)
     settings, ablation = {}, {}
-    for line, columns in by_shots(table):
+    for line, columns in table.items():
         some = merged(columns)
         row, title = some[min(some)], f"{line} (n = {len(some)})"
         students = {name: show(values(columns[name], "student")) for name in ("KD", "AugConf", "AdaptConf")}
@@ -361,12 +357,6 @@ def draw_alignment(table: Table) -> Figure:
 # ---------------------------------------------------------------------------------------------------- publish
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
-    """The rows with six decimals, more than any figure in them is certain to."""
-    short = (json.loads(json.dumps(row), parse_float=lambda number: round(float(number), 6)) for row in rows)
-    path.write_text("".join(json.dumps(row) + "\n" for row in short))
-
-
 def insert(path: Path, name: str, text: str) -> None:
     """Puts the text between <!-- NAME --> and <!-- end of NAME -->. Raises InputError where they lack."""
     marks = rf"(?s)(<!-- {name} -->\n).*(<!-- end of {name} -->)"
@@ -376,19 +366,15 @@ def insert(path: Path, name: str, text: str) -> None:
     path.write_text(page)
 
 
-def is_committed(row: dict) -> bool:
-    return bool(row["commit"]) and not row["commit"].endswith("-dirty")
-
-
 def check(sources: set[tuple]) -> None:
     """Raises InputError where rows cannot be compared, or where the commit does not name the code."""
-    problem = f"rows of {sorted(sources)}: of several torch or devices, or of code that was not committed"
-    if [committed for *_, committed in sources] == [True]:
-        command = ["git", "-C", HERE, "status", "--porcelain", "--", "*.py"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        problem = done.stderr or (done.stdout and f"code is not committed:\n{done.stdout}")
-    if problem:
-        raise data.InputError(f"not published: {problem}")
+    if [committed for *_, committed in sources] != [True]:
+        several = "of several torch or devices, or of code that was not committed"
+        raise data.InputError(f"not published: rows of {sorted(sources)}: {several}")
+    command = ["git", "-C", HERE, "status", "--porcelain", "--", "*.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if changed := done.stdout + done.stderr:
+        raise data.InputError(f"not published: code is not committed:\n{changed}")
 
 
 def main(argv=None) -> None:
@@ -398,6 +384,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     rows = [row for path in sorted(args.folder.glob("*.jsonl")) for row in store.read_rows(path)]
     rows = [row for row in rows if row.get("version") == store.VERSION]
+    # Six decimals, more than any figure is certain to; the tables follow from the rows that are published.
+    rows = json.loads(json.dumps(rows), parse_float=lambda number: round(float(number), 6))
     heads = tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)
     settings, policies = tabulate(rows, settings_columns), tabulate(rows, lambda _: POLICIES)
     for line, columns in list(settings.items()):
@@ -406,7 +394,10 @@ def main(argv=None) -> None:
     found = {}
     for part, table in {"rows": heads, "settings": settings, "alignment": policies}.items():
         found[part] = [row for columns in table.values() for own in columns.values() for row in own.values()]
-    sources = {(r["torch"], r["device"], is_committed(r)) for own in found.values() for r in own}
+    sources = {
+        (row["torch"], row["device"], not (row["commit"] or "-dirty").endswith("-dirty"))
+        for own in found.values() for row in own
+    }  # fmt: skip
     if not sources:
         raise data.InputError(f"no row of any table in {args.folder}/*.jsonl: run a method first")
     print(f"rows of (torch, device, committed code): {sorted(sources)}\n")
@@ -414,7 +405,7 @@ def main(argv=None) -> None:
     if args.publish:
         check(sources)
         folders.append(HERE / "results")
-    for name, text in (main_tables(heads) | settings_tables(settings) | alignment_tables(policies)).items():
+    for name, text in (main_tables(heads) | settings_tables(rows) | alignment_tables(policies)).items():
         print(f"{name}:\n\n{text}\n")
         if args.publish and text:
             insert(HERE / "README.md" if name == "table" else HERE / "results" / "README.md", name, text)
@@ -429,7 +420,8 @@ def main(argv=None) -> None:
             draw(table).savefig(folder / f"{draw.__name__.removeprefix('draw_')}.png")
     for part, own in found.items():
         if args.publish and own:
-            write_rows(HERE / "results" / f"{part}.jsonl", own)
+            path = HERE / "results" / f"{part}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in own))
 
 
 if __name__ == "__main__":
