@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -47,8 +48,10 @@ def cached(kind: str, compute, **key):
     with locked(path):
         if path.exists():
             try:
+                if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
+                    raise zipfile.BadZipFile(damaged)
                 return torch.load(path, weights_only=True)
-            except Exception as error:  # torch.load raises many kinds
+            except Exception as error:  # zipfile and torch.load raise many kinds
                 print(f"{path} is damaged ({error}) and is computed again", file=sys.stderr)
         value = compute()
         write_atomically(path, lambda file: torch.save(value, file))
@@ -77,9 +80,12 @@ def commit() -> str | None:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a .jsonl file, none if there is no file. Raises InputError on a line that is no row."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except ValueError as error:
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not all({"method", "task", "seed", "flags"} <= row.keys() for row in rows):
+            raise ValueError("a field is missing")
+    except (ValueError, AttributeError) as error:
         raise data.InputError(f"{path} has a line that is no row; mend or remove it ({error})") from error
+    return rows
 
 
 def find_row(out: str, wanted: dict) -> dict | None:
