@@ -248,7 +248,8 @@ def panels(table: Table, width: float):
     axes = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
     for axis in axes[len(table) :]:
         axis.remove()
-    return figure, [(axis, line, columns) for axis, (line, columns) in zip(axes, table.items())]
+    titles = [line.replace("+", "+\n").replace(" ", "\n") for line in table]  # long names, side by side
+    return figure, list(zip(axes, titles, table.values()))
 
 
 def draw_accuracy(table: Table) -> Figure:
