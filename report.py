@@ -261,7 +261,8 @@ def draw_accuracy(table: Table) -> Figure:
             weak = axis.axvline(mean(accuracies), color="#999999", linewidth=1, linestyle=":")
         ceiling = axis.axvline(mean(values(some, "ceiling")), color="black", linewidth=1, linestyle="--")
         dots(axis, columns, "student")
-        axis.set(title=line, xlabel=f"test accuracy (n = {len(some)})")
+        axis.set(xlabel=f"test accuracy (n = {len(some)})")
+        axis.set_title(line, loc="left")
     figure.legend([weak, ceiling], ["weak models", "ceiling"], loc="outside lower center", ncols=2)
     return figure
 
