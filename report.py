@@ -414,7 +414,8 @@ def main(argv=None) -> None:
     sweep = {line: columns for line, columns in heads.items() if line in SEVERITY}
     heads = {line: columns for line, columns in heads.items() if not line.startswith("glyphs-shift-")}
     raven = {line: columns for line, columns in heads.items() if columns["RAVEN"]}
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 120}
+    style = {"font.size": 9, "axes.titlesize": 8, "figure.dpi": 120}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
     matplotlib.rcParams.update(style | {"figure.constrained_layout.use": True, "legend.frameon": False})
     for draw, table in ((draw_accuracy, heads), (draw_weights, raven), (draw_severity, sweep),
                         (draw_settings, settings), (draw_alignment, policies)):  # fmt: skip
