@@ -3,7 +3,7 @@
     python benchmark.py               # prints the tables; on 2 CPU cores a few minutes
     python benchmark.py --publish     # also writes results/benchmark.jsonl and results/README.md
 
-Loss path: logits and weak labels in, value and gradients out. Medians after warm-up, all variants in turn.
+Loss path: logits and weak labels in, value and gradients out.
 
     published  the formula as in the papers' code; half types are computed as such
     ours       the method's loss and autograd; half types are computed in float32

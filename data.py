@@ -44,7 +44,7 @@ from tasks.files import InputError
 SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # upper limits of real text
 TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples would leave little gap
 SEVERITY = 0.4  # of glyphs-shift and of the tasks of labelled.py
-EMBEDDED = ["glyphs", "glyphs-shift", "reviews", "reviews-shift", "preferences", "preferences-shift"]
+EMBEDDED = "glyphs glyphs-shift glyphs-cue reviews reviews-shift preferences preferences-shift".split()
 # How linear heads are trained: results/README.md, "How the defaults were chosen".
 HEAD = {"epochs": 20, "lr": 3e-5, "ceiling_lr": 1e-3, "batch_size": 128, "optimizer": "adam"}
 

@@ -26,7 +26,7 @@ case "${1:-}" in
 "")
     together <<'END'
 naive.py --task reviews reviews-shift
-naive.py --task glyphs glyphs-shift
+naive.py --task glyphs glyphs-shift glyphs-cue
 naive.py --task preferences
 naive.py --task preferences-shift
 naive.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2

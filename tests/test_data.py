@@ -26,7 +26,7 @@ def complaint(name, folder=None):
     return str(error.value)
 
 
-NAMES = """glyphs-cue mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware glyphs-distill
+NAMES = """mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware glyphs-distill
 glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
 SPELLINGS = {
     "glyphs-shift-0": "glyphs",
