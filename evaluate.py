@@ -25,6 +25,7 @@ from methods import prototypes
 from tasks import labelled
 
 DEFAULT_SEEDS = [0, 1, 2, 3, 4]
+EPOCHS = 20  # into which a student's steps are divided, however many samples there are
 RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3]  # of which `--lr auto` chooses
 
 
@@ -81,7 +82,7 @@ def flags(file: str, about: str) -> argparse.ArgumentParser:
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     # Where these are not given, the task decides: data.HEAD, tasks/labelled.py.
-    add("--epochs", type=number(int, 1), help="of student and ceiling (linear heads: 20)")
+    add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
     add("--lr", type=rate, help="of the student (linear heads: 3e-5); auto: chosen without true labels")
     add("--ceiling-lr", type=number(float, 0), help="true labels bear more (linear heads: 1e-3)")
     add("--batch-size", type=number(int, 1), help="the papers' value for linear heads: 128")
@@ -137,7 +138,8 @@ def problems(parser, argv=None):
 
 def cache_key(task: data.Task, args, identity: dict) -> dict:
     """What a student depends on besides its labels and rate."""
-    recipe = {name: getattr(args, name) for name in ("epochs", "batch_size", "optimizer", "seed")}
+    recipe = {name: getattr(args, name) for name in ("batch_size", "optimizer", "seed")}
+    recipe |= {"epochs": EPOCHS, "length": math.ceil(args.steps / EPOCHS)}
     key = {name: identity[name] for name in ("task", "data", "device")}
     return key | {"steps": args.encoder_steps, "encoder": task.encoder, "recipe": recipe}
 
@@ -170,10 +172,10 @@ def start(problem: Problem, weak_probs: torch.Tensor) -> tuple[torch.nn.Module, 
     student = models.make_student(task, args.seed)
     x, _, _, labels = task.strong_train
     parts = [x, weak_probs] if labels is None else [x, weak_probs, labels]
-    batches = models.Batches(parts, args.batch_size, args.seed, models.make_view(task))
-    steps = args.epochs * len(batches)
-    optimizer, schedule = models.make_optimizer(args.optimizer, student, args.lr, steps, fused=True)
-    return student, {"batches": batches, "epochs": args.epochs, "optimizer": optimizer, "schedule": schedule}
+    length = math.ceil(args.steps / EPOCHS)
+    batches = models.Batches(parts, args.batch_size, args.seed, models.make_view(task), length)
+    made = models.make_optimizer(args.optimizer, student, args.lr, EPOCHS * length, fused=True)
+    return student, {"batches": batches, "epochs": EPOCHS, "optimizer": made[0], "schedule": made[1]}
 
 
 def loss_of(problem: Problem, loss, argnums: tuple[int, ...] = (0,)):

@@ -7,6 +7,7 @@ The networks are in tasks/images.py and tasks/text.py. What is slow is computed 
 
 import math
 import random
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +22,27 @@ ENCODER_STEPS = 800
 
 
 class Batches:
-    """All samples in random order, anew in each epoch: tuples of B samples of each of `parts`, tensors
-    (N, ...). `view`, if there is one, is applied to each batch: labelled.view."""
+    """Tuples of B samples of each of `parts`, tensors (N, ...), in random order, anew each time all were drawn.
 
-    def __init__(self, parts, batch_size: int, seed: int, view=None):
-        self.parts, self.batch_size, self.view = parts, batch_size, view
-        self.generator = torch.Generator().manual_seed(seed)
+    length: how many an epoch has, by default those of all samples; else one epoch goes on where the last
+    stopped. `view`, if there is one, is applied to each batch: labelled.view."""
+
+    def __init__(self, parts, batch_size: int, seed: int, view=None, length: int | None = None):
+        self.parts, self.view, self.length = parts, view, length or math.ceil(len(parts[0]) / batch_size)
+        self.drawn = self.draw(batch_size, torch.Generator().manual_seed(seed))
+
+    def draw(self, batch_size, generator):
+        n, device = len(self.parts[0]), self.parts[0].device
+        while True:
+            yield from torch.randperm(n, generator=generator).to(device).split(batch_size)
 
     def __len__(self):
-        return math.ceil(len(self.parts[0]) / self.batch_size)
+        return self.length
 
     def __iter__(self):
-        n, device = len(self.parts[0]), self.parts[0].device
-        for batch in torch.randperm(n, generator=self.generator).to(device).split(self.batch_size):
-            drawn = [part.index_select(0, batch) for part in self.parts]
-            yield self.view(*drawn) if self.view else drawn
+        for batch in islice(self.drawn, self.length):
+            parts = [part.index_select(0, batch) for part in self.parts]
+            yield self.view(*parts) if self.view else parts
 
 
 def make_optimizer(kind: str, model, lr: float, steps: int, fused=None):
@@ -60,9 +67,11 @@ def make_optimizer(kind: str, model, lr: float, steps: int, fused=None):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def fit(model, x, y, *, epochs, lr, batch_size, seed, optimizer="adam", view=None, progress=None):
+def fit(
+    model, x, y, *, epochs, lr, batch_size, seed, length=None, optimizer="adam", view=None, progress=None
+):
     """Supervised training on x (N, ...), y (N,), or y (N, L) for logits (N, C, L). Returns the model."""
-    batches = Batches((x, y), batch_size, seed, view)
+    batches = Batches((x, y), batch_size, seed, view, length)
     # Not fused, which rounds differently: the encoders stay those with which the defaults were chosen.
     optimizer, schedule = make_optimizer(optimizer, model, lr, epochs * len(batches))
     model.train()

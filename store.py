@@ -18,7 +18,7 @@ import torch
 
 import data
 
-VERSION = 1  # raised by hand when results change on purpose: rows and cache of another version do not count
+VERSION = 2  # raised by hand when results change on purpose: rows and cache of another version do not count
 CACHE = Path("cache")
 torch.serialization.add_safe_globals([data.Task, data.Split, data.labelled.Setting])  # the cache holds them
 

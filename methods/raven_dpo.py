@@ -145,7 +145,7 @@ def main(argv=None) -> None:
 
     parser = evaluate.flags(__file__, __doc__)
     # Chosen on validation prompts: results/README.md, "How the defaults were chosen".
-    parser.set_defaults(task=alignment.TASKS[:1], epochs=3, lr=1e-4, ceiling_lr=2e-4, batch_size=32)
+    parser.set_defaults(task=alignment.TASKS[:1], steps=189, lr=1e-4, ceiling_lr=2e-4, batch_size=32)
     add, number = parser.add_argument, evaluate.number
     add("--supervision", choices=["one", "mean", "raven", "gold"], default="raven", help="who prefers")
     add("--form", choices=["paper", "code"], default="paper", help="of the loss of DPO-R")

@@ -149,9 +149,10 @@ def report(task: Alignment, args, identity: dict, train: Callable, own: dict, ea
         policy, begun = copy.deepcopy(task.policy), time.perf_counter()
         lr = args.ceiling_lr if args.supervision == "gold" else args.lr
         optimizer = torch.optim.Adam(policy.parameters(), lr)
-        steps = args.epochs * math.ceil(len(judge) / args.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        recipe = (args.epochs, optimizer, schedule, args.batch_size, args.seed)
+        per_epoch = math.ceil(len(judge) / args.batch_size)
+        epochs = math.ceil(args.steps / per_epoch)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+        recipe = (epochs, optimizer, schedule, args.batch_size, args.seed)
         history = train(policy, task.pairs, judge, *recipe, **own)
         seconds = round(time.perf_counter() - begun, 2)
         if not all(weight.isfinite().all() for weight in policy.parameters()):

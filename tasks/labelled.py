@@ -36,12 +36,12 @@ class Setting(NamedTuple):
     fine_tuned: bool = False  # else the student starts from scratch
 
 
-SCRATCH = {"epochs": 12, "lr": 1e-2, "ceiling_lr": 1e-2, "batch_size": 128, "optimizer": "adam"}
+SCRATCH = {"steps": 200, "lr": 1e-2, "ceiling_lr": 1e-2, "batch_size": 128, "optimizer": "adam"}
 NARROW = ("narrow CNN", "residual CNN", SCRATCH, {"epochs": 15, "lr": 3e-3, "batch_size": 64})
-TUNED = {"epochs": 20, "lr": 1e-3, "ceiling_lr": 1e-3, "batch_size": 64, "optimizer": "adam"}
+TUNED = {"steps": 160, "lr": 1e-3, "ceiling_lr": 1e-3, "batch_size": 64, "optimizer": "adam"}
 WIDE = ("residual CNN", "letters CNN", TUNED, {"epochs": 30, "lr": 3e-3, "batch_size": 64})
-SGD = {"epochs": 240, "lr": 0.2, "batch_size": 512, "optimizer": "sgd"}
-PUBLISHED = (SGD | {"ceiling_lr": 0.2}, SGD)
+SGD = {"lr": 0.2, "batch_size": 512, "optimizer": "sgd"}
+PUBLISHED = (SGD | {"steps": 23_040, "ceiling_lr": 0.2}, SGD | {"epochs": 240})
 SETTINGS = {  # by the task's name, without a rate of noise
     "glyphs-distill": Setting("distillation", *NARROW),
     "glyphs-noisy-symmetric": Setting("noisy labels", *NARROW),

@@ -240,7 +240,7 @@ def test_a_pretrained_policy_is_aligned_end_to_end(checkpoint, dialogue_files, m
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(alignment, "NUM_TEST", 5)
     monkeypatch.setattr(alignment.PretrainedPolicy, "longest", 6)
-    flags = "--task hh-helpful-harmless --seeds 0 --epochs 2 --lr 1e-3 --batch-size 8 --device cpu"
+    flags = "--task hh-helpful-harmless --seeds 0 --steps 18 --lr 1e-3 --batch-size 8 --device cpu"
     flags += f" --micro-batch 3 --supervision gold --policy {checkpoint} --data-dir {dialogue_files}"
     [row] = run_script(raven_dpo, *flags.split())
     assert row["task"] == "hh-helpful-harmless" and row["reward_models"] == ["all", "noisy", "few"]

@@ -83,7 +83,7 @@ def test_students_of_the_mean_and_the_initial_student_are_the_same_in_all_method
 
 def test_a_killed_run_continues(npz):
     """Killed after its first row; afterwards the rows are those of an unbroken run."""
-    flags = ["--task", npz, *"--seeds 0 1 2 3 --epochs 100 --device cpu".split()]
+    flags = ["--task", npz, *"--seeds 0 1 2 3 --device cpu".split()]
     command = [sys.executable, str(ROOT / "methods" / "raven.py"), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
@@ -135,10 +135,11 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
 def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
     known = data.resolve(npz)
     task = models.supervise(known, 0, None, "cpu", 10)
-    flags = {"seed": 0, "epochs": 3, "ceiling_lr": 0.03, "lr": 0.03, "encoder_steps": 10}
+    flags = {"seed": 0, "steps": 60, "ceiling_lr": 0.03, "lr": 0.03, "encoder_steps": 10}
     identity = store.identity("naive", npz, 0, None, "cpu", {})
     problem = evaluate.Problem(task, Namespace(**known.recipe | flags), identity, compiled=False, begun=0.0)
     student, training = evaluate.start(problem, F.one_hot(task.strong_train.y, 4).float())
+    assert training["epochs"] * len(training["batches"]) == 60  # of 280 samples, 3 batches
     naive.train_student(student, **training)
     problem.args.lr = 1.0  # the student's alone
     torch.testing.assert_close(evaluate.train_ceiling(problem).weight, student.weight, rtol=1e-4, atol=1e-6)
@@ -155,7 +156,7 @@ def test_the_compile_flag_reaches_the_loss(npz, monkeypatch):
     seen = []
     monkeypatch.setattr(evaluate, "compiled", lambda loss, argnums: seen.append(argnums) or loss)
     for choice in ("auto", "on", "off"):
-        rows_of("raven", "--task", npz, *QUICK, "--epochs", "1", "--device", "cpu", "--compile", choice)
+        rows_of("raven", "--task", npz, *QUICK, "--steps", "20", "--device", "cpu", "--compile", choice)
     assert seen == [(0, 2)]  # auto is off without CUDA
 
 
@@ -164,7 +165,7 @@ def test_the_compile_flag_reaches_the_loss(npz, monkeypatch):
     [
         ("--task glyfs", "unknown task 'glyfs'; known: glyphs, "),
         ("--device cuda:99", "no device 'cuda:99'"),
-        ("--epochs 0", "--epochs"),
+        ("--steps 0", "--steps"),
         ("--lr nan", "--lr"),
         (f"--out {__file__}", "exists"),
         ("--task text:books:kitchen", "--data-dir"),

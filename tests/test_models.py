@@ -35,6 +35,14 @@ def test_batches_hold_every_sample_once_an_epoch_in_an_order_fixed_by_the_seed()
     assert order(0) == first != order(1)
 
 
+@pytest.mark.parametrize("length", [2, 7])
+def test_an_epoch_of_given_length_goes_on_where_the_last_stopped(length):
+    passes, epochs = (models.Batches((torch.arange(10),), 4, 0, length=n) for n in (None, length))
+    assert len(epochs) == length
+    drawn = [x.tolist() for _ in range(6) for (x,) in epochs]
+    assert drawn == [x.tolist() for _ in range(2 * length) for (x,) in passes][: 6 * length]
+
+
 def test_fit_learns_and_is_fixed_by_the_seed():
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > 0).long()

@@ -86,7 +86,7 @@ def test_order_of_a_pair_does_not_matter(clusters):
 def chosen(x, weak_probs, y):
     """The rate that --lr auto takes, as the row says."""
     np.savez("task.npz", x=x.numpy(), weak_probs=weak_probs.numpy(), y=y.numpy())
-    [row] = run_script(naive, "--task", "task.npz", "--seeds", "0", "--lr", "auto", "--epochs", "100")
+    [row] = run_script(naive, "--task", "task.npz", "--seeds", "0", "--lr", "auto", "--steps", "300")
     assert row["flags"]["lr"] == "auto"
     return row["lr"]
 

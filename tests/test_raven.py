@@ -117,7 +117,7 @@ def test_what_is_combined_follows_the_kind_of_task_and_the_flag(arrays, kind, co
         arrays = {"x": arrays["x"].reshape(400, 2, 3), "y": arrays["y"] % 2}
         arrays["weak_probs"] = np.random.default_rng(0).dirichlet([1, 1], (400, 3))
     np.savez("task.npz", **arrays)
-    flags = "--task task.npz --seeds 0 --easy-phase 0 --epochs 2 --lr 0.1 --combine".split()
+    flags = "--task task.npz --seeds 0 --easy-phase 0 --steps 20 --lr 0.1 --combine".split()
     auto, probs, logits = (run_script(raven, *flags, each)[0] for each in ("auto", "probs", "logits"))
     assert [row["combined"] for row in (auto, probs, logits)] == [combined, "probs", "logits"]
     assert auto["weights"] == {"probs": probs, "logits": logits}[combined]["weights"]
@@ -126,7 +126,7 @@ def test_what_is_combined_follows_the_kind_of_task_and_the_flag(arrays, kind, co
 
 def test_weights_find_the_weak_model_that_is_right(npz):
     """And begin to after the easy phase."""
-    flags = "--seeds 0 --weight-lr 0.03 --easy-phase 0.1 --lr 0.03 --epochs 10 --batch-size 16".split()
+    flags = "--seeds 0 --weight-lr 0.03 --easy-phase 0.1 --lr 0.03 --steps 180 --batch-size 16".split()
     [row] = run_script(raven, "--task", npz, *flags)
     assert row["weak"].index(max(row["weak"])) == 2 == row["weights"].index(max(row["weights"]))
     first, second, third, *_ = row["weight_history"]

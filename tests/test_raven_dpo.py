@@ -226,7 +226,7 @@ def test_the_script_end_to_end(monkeypatch, tmp_path):
     few = {"train": known["train"][:40], "val": known["val"][:10], "test": known["test"][:20]}
     monkeypatch.setattr(alignment, "target_prompts", lambda: few)
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    flags = "--encoder-steps 10 --epochs 2 --device cpu --seeds 0".split()
+    flags = "--encoder-steps 10 --steps 4 --device cpu --seeds 0".split()
     [row] = run_script(raven_dpo, *flags)
     assert (row["method"], row["task"], row["kind"]) == ("raven_dpo", "reviews-dpo", "policy")
     assert row["n_test"] == 20 and row["kl"] > 0 and len(row["weights"]) == 3
@@ -250,7 +250,7 @@ def test_what_each_policy_is_trained_on(supervision, monkeypatch):
     monkeypatch.setattr(alignment, "prepare", lambda name, args: task)
     monkeypatch.setattr(raven_dpo, "train_policy", recorder)
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    flags = "--epochs 7 --lr 0.25 --ceiling-lr 0.5 --batch-size 5 --micro-batch 2 --beta 0.3 --form code"
+    flags = "--steps 50 --lr 0.25 --ceiling-lr 0.5 --batch-size 5 --micro-batch 2 --beta 0.3 --form code"
     flags += f" --easy-phase 0.6 --weight-lr 4 --seeds 9 --compile on --supervision {supervision}"
     [row] = run_script(raven_dpo, *flags.split(), "--device", "cpu")
     rewards, gold = task.rewards, task.gold[..., None]
