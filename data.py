@@ -83,6 +83,7 @@ class Known(NamedTuple):
     name: str  # its one spelling: glyphs-shift-0.40 is glyphs-shift
     load: Callable  # seed, data_dir -> Task
     recipe: dict  # how student and ceiling are trained where no flag says otherwise
+    kind: str = "image"  # as in Task, but "features" of any FILE.npz
     has_files: bool = False  # whether it reads data_dir
 
 
@@ -97,13 +98,13 @@ def resolve(name: str) -> Known:
         case _ if name.endswith(".npz"):
             if not Path(name).is_file():
                 raise InputError(f"no file {name}")
-            return Known(name, lambda seed, _: load_npz(Path(name), seed), HEAD)
+            return Known(name, lambda seed, _: load_npz(Path(name), seed), HEAD, "features")
         case _ if found := re.fullmatch(r"text:([^:+]+(?:\+[^:+]+)*):([^:+]+)", name):
             sources, target = found[1].split("+"), found[2]
             if len({*sources, target}) <= len(sources):
                 raise InputError(f"{name} names a domain twice")
             texts = ("text", files.reviews, sources, target)
-            return Known(name, lambda *given: real_text(*texts, *given), HEAD, has_files=True)
+            return Known(name, lambda *given: real_text(*texts, *given), HEAD, "text", True)
         case ["glyphs"] | ["glyphs", "shift"]:
             return resolve(f"glyphs-shift-{SEVERITY if name.endswith('shift') else 0}")
         case ["glyphs", "shift", severity] if (severity := share(severity)) is not None:
@@ -114,10 +115,11 @@ def resolve(name: str) -> Known:
         case ["mnist", "usps"] | ["usps", "mnist"]:
             return Known(name, lambda *given: handwritten(*name.split("-"), *given), HEAD, has_files=True)
         case ["reviews" | "preferences"] | ["reviews" | "preferences", "shift"]:
-            return Known(name, lambda seed, _: generated_text(name, seed), HEAD)
+            kind = "text" if name.startswith("reviews") else "preference"
+            return Known(name, lambda seed, _: generated_text(name, seed), HEAD, kind)
         case ["hh", "helpful", "harmless"]:
             dialogues = ("preference", files.dialogues, ["helpful-base"], "harmless-base")
-            return Known(name, lambda *given: real_text(*dialogues, *given), HEAD, has_files=True)
+            return Known(name, lambda *given: real_text(*dialogues, *given), HEAD, "preference", True)
         case ["glyphs", "noisy", "symmetric" | "asymmetric" as kind, rate] if share(rate) is not None:
             rate, setting = share(rate), labelled.SETTINGS[f"glyphs-noisy-{kind}"]
             name = f"glyphs-noisy-{kind}-{rate:g}"

@@ -26,6 +26,7 @@ from tasks import labelled
 
 DEFAULT_SEEDS = [0, 1, 2, 3, 4]
 EPOCHS = 20  # into which a student's steps are divided, however many samples there are
+PROTOCOL = Path(__file__).parent / "results" / "protocol.jsonl"  # what protocol.py found
 RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3]  # of which `--lr auto` chooses
 
 
@@ -80,6 +81,7 @@ def flags(file: str, about: str) -> argparse.ArgumentParser:
     add("--compile", choices=["auto", "on", "off"], default="auto", help="the loss; auto: with CUDA")
     add("--out", default="runs", help="folder of the rows, one METHOD.jsonl per method")
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
+    add("--protocol", action="store_true", help="rate and flag that protocol.py found for the kind of task")
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     # Where these are not given, the task decides: data.HEAD, tasks/labelled.py.
     add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
@@ -103,23 +105,32 @@ def missing(parser, argv, resolve=data.resolve):
 
     The identity names only the flags that differ from the defaults and from the task's recipe."""
     args = parser.parse_args(argv)
-    elsewhere = ("task", "seeds", "data_dir", "out", "device")
+    elsewhere = ("task", "seeds", "data_dir", "out", "device", "protocol")
     store.commit()  # now, as this is the code that runs
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
     for each in known:
-        usual = vars(parser.parse_args([])) | each.recipe
-        own = usual | {key: value for key, value in vars(args).items() if value is not None}
+        if (args.lr == "auto" or args.protocol) and each.recipe is not data.HEAD:
+            raise data.InputError(f"--lr auto and --protocol are for linear heads, not for {each.name}")
+        method, usual = Path(parser.prog).stem, vars(parser.parse_args([])) | each.recipe
+        supervision = getattr(args, "supervision", None)  # RAVEN has its own
+        found = searched(method, each.kind, supervision) if args.protocol else {}
+        own = vars(parser.parse_args(argv, argparse.Namespace(**usual | found)))
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         folder = args.data_dir if each.has_files else None
-        if own["lr"] == "auto" and each.recipe is not data.HEAD:
-            raise data.InputError(f"--lr auto is for linear heads, not for {each.name}")
         for seed in args.seeds:
-            identity = store.identity(Path(parser.prog).stem, each.name, seed, folder, args.device, given)
+            identity = store.identity(method, each.name, seed, folder, args.device, given)
             if row := store.find_row(args.out, identity):
                 print(json.dumps(row), flush=True)
             else:
                 yield each, argparse.Namespace(**own | {"seed": seed}), identity
+
+
+def searched(method: str, kind: str, supervision: str | None) -> dict:
+    """The flags that protocol.py found for the method on tasks of that kind."""
+    wanted = {"kind": kind, "method": method, "supervision": supervision}
+    lines = map(json.loads, PROTOCOL.read_text().splitlines())
+    return next(line["flags"] for line in lines if wanted.items() <= line.items())
 
 
 def compile_wanted(args) -> bool:

@@ -22,9 +22,9 @@ ENCODER_STEPS = 800
 
 
 class Batches:
-    """Tuples of B samples of each of `parts`, tensors (N, ...), in random order, anew each time all were drawn.
+    """Tuples of B samples of each of `parts`, tensors (N, ...), in random order, again and again.
 
-    length: how many an epoch has, by default those of all samples; else one epoch goes on where the last
+    length: how many an epoch has, by default those of all samples; else an epoch goes on where the last one
     stopped. `view`, if there is one, is applied to each batch: labelled.view."""
 
     def __init__(self, parts, batch_size: int, seed: int, view=None, length: int | None = None):

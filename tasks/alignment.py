@@ -65,7 +65,7 @@ def resolve(task: str) -> data.Known:
     """Raises data.InputError on a task that is not known."""
     if task not in TASKS:
         raise data.InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-    return data.Known(task, None, {}, has_files=task.startswith("hh"))
+    return data.Known(task, None, {}, "policy", has_files=task.startswith("hh"))
 
 
 def prepare(name: str, args) -> Alignment:

@@ -135,7 +135,7 @@ def test_supervision_is_computed_again_for_other_arguments_only(fresh, monkeypat
     changes = [{}, {}, {"name": "b"}, {"seed": 1}, {"folder": "here"}, {"steps": 2}, {"text_encoder": "c"}]
     for change in changes:
         given = {"name": "a", "seed": 0, "folder": None, "device": "cpu", "steps": 1} | change
-        models.supervise(data.Known(given.pop("name"), lambda *_: task, data.HEAD, True), **given)
+        models.supervise(data.Known(given.pop("name"), lambda *_: task, data.HEAD, has_files=True), **given)
     assert len(calls) == len(changes) - 1
 
 

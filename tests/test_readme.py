@@ -11,6 +11,7 @@ from conftest import ROOT
 
 import data
 import evaluate
+import protocol
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "results" / "README.md")}
 
@@ -29,7 +30,8 @@ def test_every_command_is_understood(command, monkeypatch):
     if not command.startswith("python methods/"):
         script, *given = words if words[0].startswith("./") else words[1:]
         assert (ROOT / script).is_file()
-        known = {"./run_all.sh": ["alignment", "settings", "cifar100"], "./run_tests.sh": []}
+        known = {"./run_all.sh": ["alignment", "settings", "cifar100", "rates"], "./run_tests.sh": []}
+        known["protocol.py"] = [*protocol.TASKS, "--data-dir", "crisis", "--text-encoder", "FOLDER"]
         assert set(given) <= {*known.get(script, ["--publish", "[FOLDER]", "runs/trial"])}
         return
     known = data.Known("glyphs", None, data.HEAD)  # FILE.npz stands for the reader's own

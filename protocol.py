@@ -1,0 +1,107 @@
+"""The papers' protocol: each method its own search of 12 trials, by kind of task, with validation labels.
+
+    python protocol.py image        # or text, preference, features: searches, writes results/protocol.jsonl
+    python methods/raven.py --protocol              # takes what was found for the task's kind; flags override
+
+A trial is the mean accuracy on `val` over TASKS and SEEDS, which are reported nowhere else. A search starts
+with three learning rates times three values of the method's own flag, and goes on with untried neighbours of
+the best. The kind "features" is searched on tweets about two disasters, read by a text encoder and saved as
+FILE.npz, as is what it is reported on: four others.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import io
+import json
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+
+import data
+import evaluate
+import models
+import store
+
+SEEDS, TRIALS = ["10", "11", "12"], 12
+RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+OWN = {  # method -> its flag that is searched besides the rate
+    "naive": ("steps", [275, 550, 1100, 2200, 4400]),
+    "confidence": ("alpha", [0.125, 0.25, 0.5, 0.75, 0.9]),
+    "adaptive_confidence": ("temperature", [0.125, 0.5, 2.0, 8.0, 32.0]),
+    "raven": ("weight_lr", [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+}
+TASKS = {"image": ["glyphs-shift"], "text": ["reviews-shift"], "preference": ["preferences-shift"]}
+TASKS["features"] = ["text:alberta+boston+queensland:oklahoma", "text:alberta+boston+sandy:west"]
+REPORTED = """text:boston+oklahoma+queensland:alberta text:oklahoma+queensland+sandy:boston
+    text:sandy+west+alberta:queensland text:west+alberta+boston:sandy""".split()
+
+
+def search(trial, rows: list, columns: list) -> dict:
+    """{(row, column): trial(row, column)} of TRIALS cells of a grid: the middle 3 x 3, then neighbours of the
+    best so far, as long as it has untried ones."""
+    i, j = len(rows) // 2 - 2, len(columns) // 2 - 1
+    plan, tried = [(i + a, j + b) for a in range(3) for b in range(3)], {}
+    while plan and len(tried) < TRIALS:
+        cell = plan.pop(0)
+        tried[cell] = trial(rows[cell[0]], columns[cell[1]])
+        if not plan:
+            a, b = max(tried, key=tried.get)
+            near = {(a - 1, b), (a + 1, b), (a, b - 1), (a, b + 1)} - tried.keys()
+            plan = sorted((a, b) for a, b in near if 0 <= a < len(rows) and 0 <= b < len(columns))
+    return {(rows[a], columns[b]): value for (a, b), value in tried.items()}
+
+
+def val(method: str, fixed: list[str], flag: str, lr: float, own: float) -> float:
+    """Mean validation accuracy of the rows that the method prints with these flags, `own` of `flag`."""
+    flags = [*fixed, "--lr", str(lr), f"--{flag}".replace("_", "-"), str(own)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        importlib.import_module(f"methods.{method}").main(flags)
+    return mean(json.loads(line)["val"] for line in printed.getvalue().splitlines())
+
+
+def save_npz(name: str, out: str, data_dir: str, text_encoder: str) -> str:
+    """The task's three target splits as one FILE.npz, which each seed splits anew. Returns its path."""
+    path = Path(out, f"{name.rpartition(':')[2]}.npz")
+    task = models.supervise(data.resolve(name), 0, data_dir, "cpu", models.ENCODER_STEPS, text_encoder)
+    splits = [task.strong_train, task.val, task.test]
+    names = ("x", "weak_probs", "y")
+    arrays = {key: torch.cat([getattr(each, key) for each in splits]).numpy() for key in names}
+    store.write_atomically(path, lambda file: np.savez(file, **arrays))
+    return str(path)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=TASKS)
+    parser.add_argument("--data-dir", help="of features: the disasters' DOMAIN.jsonl[.gz]")
+    parser.add_argument("--text-encoder", help="of features: Hugging Face name or folder")
+    parser.add_argument("--out", default="runs/protocol", help="folder of the trials' rows")
+    args, lines = parser.parse_args(argv), []
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    tasks = TASKS[args.kind]
+    if args.kind == "features":
+        given = (args.out, args.data_dir, args.text_encoder)
+        tasks = [save_npz(name, *given) for name in tasks + REPORTED][: len(tasks)]
+    for method, (flag, choices) in OWN.items():
+        for supervision in ("each", "mean") if method != "raven" else (None,):
+            line = {"kind": args.kind, "method": method, "supervision": supervision}
+            fixed = ["--task", *tasks, "--seeds", *SEEDS, "--out", args.out]
+            fixed += ["--supervision", supervision] if supervision else []
+            tried = search(functools.partial(val, method, fixed, flag), RATES, choices)
+            lr, own = max(tried, key=tried.get)
+            line |= {"flags": {"lr": lr, flag: own}, "trials": [[*cell, tried[cell]] for cell in tried]}
+            print(json.dumps(line), flush=True)
+            lines.append(line)
+    with store.locked(evaluate.PROTOCOL):
+        others = map(json.loads, evaluate.PROTOCOL.read_text().splitlines())
+        lines += [line for line in others if line["kind"] != args.kind]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        store.write_atomically(evaluate.PROTOCOL, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    evaluate.run(main)
