@@ -147,34 +147,39 @@ def problems(parser, argv=None):
         yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())
 
 
-def cache_key(task: data.Task, args, identity: dict) -> dict:
-    """What a student depends on besides its labels and rate."""
-    recipe = {name: getattr(args, name) for name in ("batch_size", "optimizer", "seed")}
-    recipe |= {"epochs": EPOCHS, "length": math.ceil(args.steps / EPOCHS)}
-    key = {name: identity[name] for name in ("task", "data", "device")}
-    return key | {"steps": args.encoder_steps, "encoder": task.encoder, "recipe": recipe}
+def trained(task: data.Task, args, identity: dict, name: str, targets: torch.Tensor, lr: float):
+    """The seed's student after training on strong_train's x and these targets alone, (N,) or (N, C), which
+    `name` has to tell from others of the task and seed. Kept in the cache."""
+    recipe = {key: getattr(args, key) for key in ("batch_size", "optimizer", "seed")}
+    recipe |= {"epochs": EPOCHS, "length": math.ceil(args.steps / EPOCHS), "lr": lr}
+    key = {key: identity[key] for key in ("task", "data", "device")}
+    key |= {"steps": args.encoder_steps, "encoder": task.encoder, "recipe": recipe, "name": name}
+    student = models.make_student(task, args.seed)
+
+    def train():
+        more = {"view": models.make_view(task), "progress": name}
+        return models.fit(student, task.strong_train.x, targets, **recipe, **more).state_dict()
+
+    student.load_state_dict(store.cached("student", train, **key))
+    return student.eval()
 
 
 def choose_lr(task: data.Task, args, identity: dict) -> float:
     """Of RATES the one whose student of the mean weak label agrees most with prototypes.label, which sees no
-    true label either. The same for all methods, and kept in the cache."""
-    key, (x, _, weak_probs, _) = cache_key(task, args, identity), task.strong_train
-
-    def choose():
-        wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
-        for lr in RATES:
-            student = models.make_student(task, args.seed)
-            models.fit(student, x, weak_probs.mean(1), lr=lr, **key["recipe"])
-            agreement[lr] = accuracy(models.predict(student, x), wanted)
-        return max(agreement, key=agreement.get)
-
-    return store.cached("lr", choose, **key, rates=RATES)
+    true label either. The same for all methods."""
+    x, _, weak_probs, _ = task.strong_train
+    wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
+    for lr in RATES:
+        student = trained(task, args, identity, "naive 0 of 1", weak_probs.mean(1), lr)
+        agreement[lr] = accuracy(models.predict(student, x), wanted)
+    return max(agreement, key=agreement.get)
 
 
 def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
     """What each of S students learns from, (N, C) each: the labels of every weak model, or their mean."""
     weak_probs = getattr(problem.task, split).weak_probs
-    return list(weak_probs.unbind(1)) if problem.args.supervision == "each" else [weak_probs.mean(1)]
+    each = getattr(problem.args, "supervision", "mean") == "each"  # RAVEN is compared with the mean
+    return list(weak_probs.unbind(1)) if each else [weak_probs.mean(1)]
 
 
 def start(problem: Problem, weak_probs: torch.Tensor) -> tuple[torch.nn.Module, dict]:
@@ -235,21 +240,6 @@ def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
     return (student - weak) / (ceiling - weak) if ceiling - weak > 2 * standard_error else None
 
 
-def train_ceiling(problem: Problem, targets: str = "y") -> torch.nn.Module:
-    """The same student, trained on the ground truth "y" of strong_train, or on its "labels" alone."""
-    task, args = problem.task, problem.args
-    student = models.make_student(task, args.seed)
-    key = cache_key(task, args, problem.identity)
-
-    def train():
-        x, y, view = task.strong_train.x, getattr(task.strong_train, targets), models.make_view(task)
-        recipe = key["recipe"] | {"lr": args.ceiling_lr, "view": view, "progress": "ceiling"}
-        return models.fit(student, x, y, **recipe).state_dict()
-
-    student.load_state_dict(store.cached("ceiling", train, **key, targets=targets, lr=args.ceiling_lr))
-    return student.eval()
-
-
 def report(problem: Problem, students: list, targets: list[torch.Tensor] | None = None, **figures) -> None:
     """Scores S trained students, prints and saves the row. targets: S (N, C), what supervised them, on test,
     by default `supervisors`; figures: the method's own. InputError where training diverged.
@@ -261,7 +251,9 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
     scores = [models.predict(student, x) for student in students]
     if not all(each.isfinite().all() for each in scores):
         raise data.InputError("training diverged: lower the learning rates")
-    targets, ceiling = targets or supervisors(problem, "test"), train_ceiling(problem)
+    strong, given = task.strong_train, problem[:3]
+    targets = targets or supervisors(problem, "test")
+    ceiling = trained(*given, "ceiling", strong.y, problem.args.ceiling_lr)
     best, own = accuracy(models.predict(ceiling, x), y), [accuracy(each, y) for each in scores]
     weak = [accuracy(each, y) for each in weak_probs.unbind(1)]
     teachers = weak if len(own) == len(weak) else [mean(weak)] * len(own)
@@ -284,9 +276,14 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
         "n_test": len(y),
         **figures,
     }
-    labels = task.strong_train.labels
-    if labels is not None and not labels.equal(task.strong_train.y):  # else that is the ceiling
-        row["labels_alone"] = accuracy(models.predict(train_ceiling(problem, "labels"), x), y)
+    if strong.labels is None:
+        named = ((f"naive {i} of {len(own)}", q) for i, q in enumerate(supervisors(problem)))
+        naive = (trained(*given, name, q, problem.args.lr) for name, q in named)
+        said = [models.predict(each, x).argmax(-1) for each in naive]  # by naive students of the same labels
+        row["agreement_naive"] = mean(map(accuracy, scores, said))
+    elif not strong.labels.equal(strong.y):  # else that is the ceiling
+        alone = trained(*given, "labels alone", strong.labels, problem.args.ceiling_lr)
+        row["labels_alone"] = accuracy(models.predict(alone, x), y)
     if task.novel:
         networks = {"student": students[0], "ceiling": ceiling, "weak": models.load_teacher(task)}
         row["few_shot"] = {}

@@ -120,8 +120,8 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
     x = torch.stack([y, place], 1)
     test = data.Split(x, y, torch.stack([right_below(share)(x) for share in (0.5, 0.7)], 1))
     task = data.Task("features", 2, None, test, data.Split(x, 1 - y), test, "given", ["a", "b"])
-    monkeypatch.setattr(evaluate, "train_ceiling", lambda problem: right_below(ceiling))
-    args = Namespace(supervision="each", out=".", lr=1.0)
+    monkeypatch.setattr(evaluate, "trained", lambda *given: right_below(ceiling))  # and naive students
+    args = Namespace(supervision="each", out=".", lr=1.0, ceiling_lr=1.0)
     identity = store.identity("naive", "t", 0, None, "cpu", {})
     targets = None if len(students) > 1 else [right_below(0.7)(x)]
     problem = evaluate.Problem(task, args, identity, compiled=False, begun=0.0)
@@ -130,6 +130,7 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
     assert row["weak"] == pytest.approx([0.5, 0.7]) and row["student"] == pytest.approx(np.mean(students))
     assert row["pgr"] == (pgr and pytest.approx(pgr)) and row["agreement"] == pytest.approx(0.9)
     assert row["val"] == pytest.approx(1 - np.mean(students))
+    assert row["agreement_naive"] == pytest.approx(np.mean([1 - abs(own - ceiling) for own in students]))
 
 
 def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
@@ -141,8 +142,8 @@ def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
     student, training = evaluate.start(problem, F.one_hot(task.strong_train.y, 4).float())
     assert training["epochs"] * len(training["batches"]) == 60  # of 280 samples, 3 batches
     naive.train_student(student, **training)
-    problem.args.lr = 1.0  # the student's alone
-    torch.testing.assert_close(evaluate.train_ceiling(problem).weight, student.weight, rtol=1e-4, atol=1e-6)
+    ceiling = evaluate.trained(*problem[:3], "ceiling", task.strong_train.y, 0.03)
+    torch.testing.assert_close(ceiling.weight, student.weight, rtol=1e-4, atol=1e-6)
 
 
 def test_divergence_is_bad_input_not_a_row(npz, monkeypatch):

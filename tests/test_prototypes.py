@@ -113,5 +113,5 @@ def test_auto_takes_a_large_rate_where_few_of_many_features_matter(noise):
 
 
 def test_auto_is_for_linear_heads():
-    with pytest.raises(data.InputError, match="--lr auto and --protocol are for linear heads, not for glyphs-distill"):
+    with pytest.raises(data.InputError, match="are for linear heads, not for glyphs-distill"):
         run_script(naive, "--task", "glyphs-distill", "--lr", "auto")
