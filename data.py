@@ -46,7 +46,7 @@ TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples wou
 SEVERITY = 0.4  # of glyphs-shift and of the tasks of labelled.py
 EMBEDDED = "glyphs glyphs-shift glyphs-cue reviews reviews-shift preferences preferences-shift".split()
 # How linear heads are trained: results/README.md, "How the defaults were chosen".
-HEAD = {"steps": 1100, "lr": 3e-5, "ceiling_lr": 1e-3, "batch_size": 128, "optimizer": "adam"}
+HEAD = {"steps": 1100, "ceiling_lr": 1e-3, "batch_size": 128, "optimizer": "adam"}
 
 
 class Split(NamedTuple):

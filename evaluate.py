@@ -68,8 +68,8 @@ def pick_device(name: str) -> str:
     return name
 
 
-def flags(file: str, about: str) -> argparse.ArgumentParser:
-    """The flags of every script, whose file and docstring are given."""
+def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
+    """The flags of every script, whose file, docstring and usual rate are given."""
     parser = argparse.ArgumentParser(Path(file).name, description=about.splitlines()[0])
     parser.usage = argparse.SUPPRESS  # else an error would print it before its one line
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
@@ -83,9 +83,9 @@ def flags(file: str, about: str) -> argparse.ArgumentParser:
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--protocol", action="store_true", help="rate and flag that protocol.py found for the kind of task")
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
-    # Where these are not given, the task decides: data.HEAD, tasks/labelled.py.
+    # Else the task decides: data.HEAD, tasks/labelled.py, which has rates too.
     add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
-    add("--lr", type=rate, help="of the student (linear heads: 3e-5); auto: chosen without true labels")
+    add("--lr", type=rate, default=lr, help="of a linear head; auto: chosen without true labels")
     add("--ceiling-lr", type=number(float, 0), help="true labels bear more (linear heads: 1e-3)")
     add("--batch-size", type=number(int, 1), help="the papers' value for linear heads: 128")
     return parser
@@ -104,18 +104,19 @@ def missing(parser, argv, resolve=data.resolve):
     """(known task, args, identity) of each task and seed that has no row; rows that are there are printed.
 
     The identity names only the flags that differ from the defaults and from the task's recipe."""
-    args = parser.parse_args(argv)
-    elsewhere = ("task", "seeds", "data_dir", "out", "device", "protocol")
+    args, method = parser.parse_args(argv), Path(parser.prog).stem
+    elsewhere = ("task", "seeds", "data_dir", "out", "device")
     store.commit()  # now, as this is the code that runs
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
     for each in known:
         if (args.lr == "auto" or args.protocol) and each.recipe is not data.HEAD:
             raise data.InputError(f"--lr auto and --protocol are for linear heads, not for {each.name}")
-        method, usual = Path(parser.prog).stem, vars(parser.parse_args([])) | each.recipe
-        supervision = getattr(args, "supervision", None)  # RAVEN has its own
-        found = searched(method, each.kind, supervision) if args.protocol else {}
-        own = vars(parser.parse_args(argv, argparse.Namespace(**usual | found)))
+        usual = vars(parser.parse_args([])) | each.recipe
+        if args.protocol:
+            usual |= searched(method, each.kind, getattr(args, "supervision", None))  # RAVEN has none
+        own = vars(parser.parse_args(argv, argparse.Namespace(**usual)))
+        own["protocol"] = args.protocol and data.fingerprint(PROTOCOL)
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         folder = args.data_dir if each.has_files else None
         for seed in args.seeds:

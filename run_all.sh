@@ -2,13 +2,15 @@
 # ./run_all.sh            every method but raven_dpo on its default tasks, without download; tables and figures
 # ./run_all.sh alignment  the same for methods/raven_dpo.py, which trains policies
 # ./run_all.sh cifar100   distillation on CIFAR-100 as published, for a GPU; 5 seeds of 5 trainings of 240 epochs
+# ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
+# ./run_all.sh protocol   every method with what protocol.py found for the kind of task
 # ./run_all.sh settings   AdaptConf's four settings, whole networks that also get labels; controls of its weight
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
 case "${1:-}" in
-"" | alignment | cifar100 | settings) ;;
-*) echo "run_all.sh: nothing, alignment, cifar100 or settings, not $1" >&2 && exit 2 ;;
+"" | alignment | cifar100 | rates | protocol | settings) ;;
+*) echo "run_all.sh: nothing, alignment, cifar100, rates, protocol or settings, not $1" >&2 && exit 2 ;;
 esac
 source ./setup.sh
 out=${OUT:-runs}
@@ -44,6 +46,7 @@ adaptive_confidence.py --supervision mean
 adaptive_confidence.py --supervision mean --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 raven.py
 raven.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
+raven.py --weight-lr 0
 END
     ;;
 alignment)
@@ -61,6 +64,27 @@ cifar100)
 naive.py --task cifar100-distill
 confidence.py --task cifar100-distill
 adaptive_confidence.py --task cifar100-distill --temperature 0.5 --beta-ramp 0
+END
+    ;;
+rates)
+    for lr in 1e-5 3e-5 1e-4 3e-4 1e-3 3e-3 auto; do
+        cat <<END
+naive.py --seeds 0 1 2 --lr $lr
+naive.py --seeds 0 1 2 --lr $lr --supervision mean
+adaptive_confidence.py --seeds 0 1 2 --lr $lr --supervision mean
+raven.py --seeds 0 1 2 --lr $lr
+END
+    done | together
+    ;;
+protocol)
+    together <<'END'
+naive.py --protocol
+naive.py --protocol --supervision mean
+confidence.py --protocol
+confidence.py --protocol --supervision mean
+adaptive_confidence.py --protocol
+adaptive_confidence.py --protocol --supervision mean
+raven.py --protocol
 END
     ;;
 settings) # T and ramp of AdaptConf's authors, not chosen on our data; tau is 1 (theirs: 10 few-shot, 1 to 20 noisy)

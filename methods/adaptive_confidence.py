@@ -119,7 +119,7 @@ def main(argv=None) -> None:
     """Prints and keeps one row per task and seed."""
     import evaluate
 
-    parser = evaluate.flags(__file__, __doc__)
+    parser = evaluate.flags(__file__, __doc__, lr=1e-4)
     add, positive = parser.add_argument, evaluate.number(float, 1e-3)
     add("--supervision", choices=["each", "mean"], default="each", help="as in naive.py")
     # Chosen on validation data: results/README.md, "How the defaults were chosen".

@@ -100,7 +100,7 @@ def main(argv=None) -> None:
     import data
     import evaluate
 
-    parser = evaluate.flags(__file__, __doc__)
+    parser = evaluate.flags(__file__, __doc__, lr=1e-4)
     add, share = parser.add_argument, evaluate.number(float, 0, 1)
     add("--supervision", choices=["each", "mean"], default="each", help="as in naive.py")
     add("--alpha", type=share, default=0.5, help="largest share of the student's own class; the papers: .5")

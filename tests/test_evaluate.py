@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import METHODS, ROOT, run_script
+from conftest import METHODS, ROOT, run_script, write_lines
 
 import data
 import evaluate
@@ -63,6 +63,24 @@ def test_a_row_that_exists_is_printed_not_computed(npz, monkeypatch):
     for changed in (["--lr", "0.1"], ["--seeds", "2"], ["--supervision", "mean"]):  # these are computed
         with pytest.raises(TypeError):
             rows_of("naive", "--task", npz, "--seeds", "0", *changed)
+
+
+def test_the_protocol_sets_flags_by_kind_of_task_and_flags_override(npz, tmp_path, monkeypatch):
+    lines = [
+        {"kind": kind, "method": "confidence", "supervision": whose, "flags": {"lr": lr, "alpha": 0.75}}
+        for kind, whose, lr in (("image", "mean", 1.0), ("features", "each", 0.5), ("features", "mean", 0.25))
+    ]
+    monkeypatch.setattr(evaluate, "PROTOCOL", tmp_path / "protocol.jsonl")
+    write_lines(evaluate.PROTOCOL, lines)
+    flags = ["--task", npz, "--seeds", "0", "--supervision", "mean"]
+    [row] = rows_of("confidence", *flags, "--protocol")
+    assert row["lr"] == 0.25 and row["flags"].keys() == {"supervision", "protocol"}
+    [same] = rows_of("confidence", *flags, "--lr", "0.25", "--alpha", "0.75")
+    assert same["student"] == row["student"]
+    [other] = rows_of("confidence", *flags, "--protocol", "--lr", "0.125")
+    assert other["lr"] == other["flags"]["lr"] == 0.125 and "alpha" not in other["flags"]
+    write_lines(evaluate.PROTOCOL, lines[1:])
+    assert rows_of("confidence", *flags, "--protocol")[0]["flags"] != row["flags"]
 
 
 @pytest.mark.parametrize("method", METHODS)
