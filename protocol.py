@@ -32,7 +32,7 @@ OWN = {  # method -> its flag that is searched besides the rate
     "naive": ("steps", [275, 550, 1100, 2200, 4400]),
     "confidence": ("alpha", [0.125, 0.25, 0.5, 0.75, 0.9]),
     "adaptive_confidence": ("temperature", [0.125, 0.5, 2.0, 8.0, 32.0]),
-    "raven": ("weight_lr", [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+    "raven": ("weight_lr", [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0]),
 }
 TASKS = {"image": ["glyphs-shift"], "text": ["reviews-shift"], "preference": ["preferences-shift"]}
 TASKS["features"] = ["text:alberta+boston+queensland:oklahoma", "text:alberta+boston+sandy:west"]
