@@ -45,6 +45,9 @@ POLICIES = {
     "ceiling": ("raven_dpo", {"supervision": "gold"}, "black"),
 }
 COLORS = {name: color for name, (*_, color) in (COLUMNS | POLICIES).items()}
+USUAL_RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4}
+RATE_COLUMNS = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")
+TRUST = {name: COLUMNS[name] for name in ("ensemble", "RAVEN")} | {"equal": ("raven", {"weight_lr": 0.0})}
 SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / AugConf / AdaptConf in %
     "distillation": ((0.5, 0.0), "CIFAR-100, ResNet20 → ResNet56: 73.81 / 73.86 / 74.17"),
     "noisy labels": ((0.5, 0.25), "CIFAR, mean of all noises, top-1 and -5 mixed: 91.20 / 91.04 / 91.45"),
@@ -62,6 +65,22 @@ FIRST_COLUMNS = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")
 # Quantile .975 of Student's t at 1, 2, ... 10 degrees of freedom; beyond, the last serves (a bit too wide).
 T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
 Table = dict[str, dict[str, dict[int, dict]]]  # table[line][column][seed] is a row
+
+
+def rate_columns(row: dict) -> dict:
+    """(name, rate or "auto") -> method and flags, of which the usual rate is none."""
+    columns = {}
+    for name in RATE_COLUMNS:
+        method, flags, _ = COLUMNS[name]
+        for rate in [*evaluate.RATES, "auto"]:
+            columns[name, rate] = (method, flags | ({} if rate == USUAL_RATES[method] else {"lr": rate}))
+    return columns
+
+
+def protocol_columns(row: dict) -> dict:
+    """The same methods with what protocol.py found."""
+    own = {"protocol": data.fingerprint(evaluate.PROTOCOL)}
+    return {name: (method, flags | own) for name, (method, flags, _) in COLUMNS.items()}
 
 
 def settings_columns(row: dict) -> dict:
@@ -101,6 +120,16 @@ def place(line: str) -> tuple:
 def merged(columns: dict[str, dict]) -> dict[int, dict]:
     """A row of each seed: weak models and ceiling are the same in all columns."""
     return next(rows for rows in columns.values() if rows)
+
+
+def rows_of(tables: list[Table]) -> list[dict]:
+    """All rows of the tables, each once."""
+    cells = (cell for table in tables for line in table.values() for cell in line.values())
+    return list({id(row): row for cell in cells for row in cell.values()}.values())
+
+
+def title(line: str, columns: dict) -> str:
+    return f"{line} (n = {len(merged(columns))})"
 
 
 def values(rows: dict[int, dict], key: str, minus: dict | None = None) -> list:
@@ -147,21 +176,80 @@ def main_tables(table: Table) -> dict[str, str]:
     """README.md's table; accuracy and PGR; paired differences: a line per task."""
     first, scores, differences = {}, {}, {}
     for line, columns in table.items():
-        some, raven = merged(columns), columns["RAVEN"].values()
-        title, ceiling = f"{line} (n = {len(some)})", {"ceiling": show(values(some, "ceiling"))}
+        some = merged(columns)
+        whole, ceiling = title(line, columns), {"ceiling": show(values(some, "ceiling"))}
         students = {name: show(values(rows, "student")) for name, rows in columns.items()}
         if line in FIRST_TASKS:
             weak = show([mean(accuracies) for accuracies in values(some, "weak")])
-            first[title] = {"weak mean": weak} | {name: students[name] for name in FIRST_COLUMNS} | ceiling
+            first[whole] = {"weak mean": weak} | {name: students[name] for name in FIRST_COLUMNS} | ceiling
         weak = zip(values(some, "weak_models")[0], map(show, zip(*values(some, "weak"))))
         own = {"features": values(some, "encoder")[0], "weak models": ", ".join(map(" ".join, weak))}
         pgrs = {name: show(values(rows, "pgr"), 0) for name, rows in columns.items()}
-        scores[title] = own | {name: f"{students[name]} / {pgrs[name]}" for name in COLUMNS} | ceiling
-        tops = [np.argmax(row["weights"]) == np.argmax(row["weak"]) for row in raven]
+        scores[whole] = own | {name: f"{students[name]} / {pgrs[name]}" for name in COLUMNS} | ceiling
         gains = {f"{name} − naive": gain(columns[name], columns["naive"]) for name in list(COLUMNS)[1:]}
-        differences[title] = gains | {"top weight": f"{sum(tops)} of {len(tops)}"}
+        differences[whole] = gains
     texts = {"table": sheet("accuracy in %", first), "scores": sheet("accuracy / PGR in %", scores)}
     return texts | {"differences": sheet("accuracy in points", differences)}
+
+
+def weight_tables(table: Table) -> dict[str, str]:
+    """What RAVEN's weights do, and what they are good for."""
+    lines = {}
+    for line, columns in table.items():
+        ensemble, raven, equal = (columns[name] for name in TRUST)
+        largest = [max(weights) for weights in values(raven, "weights")]
+        far = [row for row in raven.values() if max(row["weights"]) > 0.4]
+        right = sum(np.argmax(row["weights"]) == np.argmax(row["weak"]) for row in far)
+        own = lines[title(line, columns)] = {"largest weight": show(largest, 2, scale=1)}
+        own |= {"above .4": f"{len(far)} of {len(raven)}", "on the most accurate": f"{right} of {len(far)}"}
+        own["RAVEN − equal weights"] = gain(raven, equal)
+        own["equal weights − ensemble"] = gain(equal, ensemble)
+    return {"weights": sheet("accuracy in points", lines)}
+
+
+def confidence_tables(table: Table) -> dict[str, str]:
+    """What the confidence losses make of a naive student of the same labels."""
+    lines, bases = {}, {"Conf": "naive", "AdaptConf": "naive"}
+    bases |= {f"{name} on ensemble": "ensemble" for name in bases}
+    for line, columns in table.items():
+        own = lines[title(line, columns)] = {}
+        own |= {f"{name} − {base}": gain(columns[name], columns[base]) for name, base in bases.items()}
+        histories = ("agreement_history", "disagreement_beta_history")  # b is 1/2 on agreement
+        last = [[row[key][-1] or 0 for key in histories] for row in columns["AdaptConf on ensemble"].values()]
+        own["mean b at the end"] = show([agreed / 2 + (1 - agreed) * b for agreed, b in last], 2, scale=1)
+        for name in ("Conf on ensemble", "AdaptConf on ensemble"):
+            own[f"{name} agrees with ensemble"] = show(values(columns[name], "agreement_naive"))
+    return {"confidence": sheet("gains in points, agreement in %", lines)}
+
+
+def rate_tables(table: Table) -> dict[str, str]:
+    """What a student gains over the usual rate, at the one that auto chose and at the best in hindsight."""
+    lines = {}
+    for line, columns in table.items():
+        chosen = Counter(values(columns["ensemble", "auto"], "lr"))
+        own = lines[title(line, columns)] = {"auto": ", ".join(f"{lr:g}" for lr in sorted(chosen.elements()))}
+        for name in RATE_COLUMNS:
+            usual = columns[name, USUAL_RATES[COLUMNS[name][0]]]
+            best = max(evaluate.RATES, key=lambda rate: mean(values(columns[name, rate], "student")))
+            own[f"{name}: auto"] = gain(columns[name, "auto"], usual)
+            own[f"{name}: best"] = f"{gain(columns[name, best], usual)} at {best:g}"
+    return {"rates": sheet("accuracy in points", lines)}
+
+
+def protocol_tables(table: Table) -> dict[str, str]:
+    """What protocol.py found, and what students are with it."""
+    found, scores = {}, {}
+    names = {(m, flags.get("supervision", "each")): name for name, (m, flags, _) in COLUMNS.items()}
+    names["raven", None] = "RAVEN"
+    for each in map(json.loads, evaluate.PROTOCOL.read_text().splitlines()):
+        (_, lr), (flag, own) = each["flags"].items()
+        name, vals = names[each["method"], each["supervision"]], [val for *_, val in each["trials"]]
+        line = found.setdefault(f"{name}: --lr, --{flag.replace('_', '-')}", {})
+        line[each["kind"]] = f"{lr:g}, {own:g}: {100 * max(vals):.1f} ({100 * min(vals):.1f})"
+    for line, columns in table.items():
+        own = {name: show(values(rows, "student")) for name, rows in columns.items()}
+        scores[title(line, columns)] = own | {"ceiling": show(values(merged(columns), "ceiling"))}
+    return {"protocol": sheet("chosen: val in %", found), "protocol-scores": sheet("accuracy in %", scores)}
 
 
 def by_shots(rows: list[dict]):
@@ -230,46 +318,41 @@ def alignment_tables(table: Table) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------- figures
 
 
-def dots(axis, columns: dict, key: str) -> None:
-    """A row per column: a dot per seed, below them their mean and its interval."""
-    for y, (name, rows) in enumerate(columns.items()):
-        if numbers := values(rows, key):
-            center, half = interval(numbers)
-            axis.plot(numbers, [y - 0.25] * len(numbers), ".", color=COLORS[name], alpha=0.4, markersize=4)
-            axis.errorbar(center, y, xerr=half, fmt="o", color=COLORS[name], markersize=4, capsize=2)
-    axis.set_yticks(range(len(columns)), list(columns))
-    axis.set_ylim(len(columns) - 0.5, -0.7)
-
-
-def panels(table: Table, width: float):
-    """A figure of five panels a row, and for every line of the table: its panel, title and columns."""
-    wide, high = min(len(table), 5), -(-len(table) // 5)
+def panels(table: Table, width: float, wide: int, sharey: bool):
+    """A figure of `wide` panels a row, and for every line of the table: its panel, title and columns."""
+    wide, high = min(len(table), wide), -(-len(table) // wide)
     figure = Figure(figsize=(1.6 + width * wide, 0.4 + 2.2 * high))
-    axes = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
+    axes = figure.subplots(high, wide, sharey=sharey, squeeze=False).flatten()
     for axis in axes[len(table) :]:
         axis.remove()
     titles = [line.replace("+", "+\n").replace(" ", "\n") for line in table]  # long names, side by side
     return figure, list(zip(axes, titles, table.values()))
 
 
-def draw_accuracy(table: Table) -> Figure:
-    """Per task, the students of every method between the weak models and the ceiling."""
-    figure, found = panels(table, 2.2)
+def draw_rates(table: Table) -> Figure:
+    """Per task, accuracy against the student's learning rate; those that auto chose are marked."""
+    figure, found = panels(table, 2, 4, sharey=False)
     for axis, line, columns in found:
         some = merged(columns)
-        for accuracies in zip(*values(some, "weak")):
-            weak = axis.axvline(mean(accuracies), color="#999999", linewidth=1, linestyle=":")
-        ceiling = axis.axvline(mean(values(some, "ceiling")), color="black", linewidth=1, linestyle="--")
-        dots(axis, columns, "student")
-        axis.set(xlabel=f"test accuracy (n = {len(some)})")
+        axis.axhline(mean(map(mean, values(some, "weak"))), color="black", linestyle=":", label="weak mean")
+        axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
+        for name in RATE_COLUMNS:
+            at = [rate for rate in evaluate.RATES if columns[name, rate]]
+            centers, halves = zip(*(interval(values(columns[name, rate], "student")) for rate in at))
+            style = {"color": COLORS[name], "markersize": 3, "linewidth": 1.2, "capsize": 2}
+            axis.errorbar(at, centers, yerr=halves, fmt="o-", label=name, **style)
+        chosen = values(columns["ensemble", "auto"], "lr")
+        place = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": COLORS["ensemble"]}
+        axis.plot(chosen, [0] * len(chosen), "^", markersize=7, alpha=0.6, label="chosen by auto", **place)
+        axis.set(xscale="log", xlabel=f"learning rate (n = {len(some)})")
         axis.set_title(line, loc="left")
-    figure.legend([weak, ceiling], ["weak models", "ceiling"], loc="outside lower center", ncols=2)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7)
     return figure
 
 
 def draw_weights(table: Table) -> Figure:
     """RAVEN's weights over epochs, a line per seed, beside each weak model's accuracy and confidence."""
-    figure, found = panels(table, 2.4)
+    figure, found = panels(table, 2.4, 5, sharey=True)
     for axis, line, columns in found:
         rows, names = columns["RAVEN"], values(columns["RAVEN"], "weak_models")[0]
         for history in values(rows, "weight_history"):
@@ -333,20 +416,17 @@ def draw_settings(table: Table) -> Figure:
 
 
 def draw_alignment(table: Table) -> Figure:
-    """Per task: win rates; gold reward against KL; DPO-R's weights over steps. A dot or line per seed."""
-    figure = Figure(figsize=(10.5, 3 * len(table)))
-    axes = figure.subplots(len(table), 3, squeeze=False)
-    for (line, columns), (wins, frontier, weights) in zip(table.items(), axes):
-        dots(wins, columns, "win_rate")
-        wins.axvline(0.5, color="black", linewidth=1, linestyle=":")
-        wins.set(title=line, xlabel=f"win rate (n = {len(merged(columns))})")
-        for name, rows in columns.items():  # in the colours of the left panel
+    """Per task: gold reward against KL; DPO-R's weights over steps. A dot or line per seed."""
+    figure = Figure(figsize=(8, 3 * len(table)))
+    axes = figure.subplots(len(table), 2, squeeze=False)
+    for (line, columns), (frontier, weights) in zip(table.items(), axes):
+        for name, rows in columns.items():
             kl, gold = values(rows, "kl"), values(rows, "gold_reward")
-            frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4)
+            frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4, label=name)
         before = mean(values(merged(columns), "gold_reward_before"))
         frontier.plot(0, before, "k+", label="before training")
         frontier.legend(fontsize=7, loc="lower right", frameon=True)
-        frontier.set(xlabel="KL per token (nats)", ylabel="gold reward")
+        frontier.set(title=title(line, columns), xlabel="KL per token (nats)", ylabel="gold reward")
         for row in columns["DPO-R"].values():
             weights.set_prop_cycle(None)
             steps, history = zip(*((state["step"], state["weights"]) for state in row["history"]))
@@ -389,13 +469,16 @@ def main(argv=None) -> None:
     # Six decimals, more than any figure is certain to; the tables follow from the rows that are published.
     rows = json.loads(json.dumps(rows), parse_float=lambda number: round(float(number), 6))
     heads = tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)
-    settings, policies = tabulate(rows, settings_columns), tabulate(rows, lambda _: POLICIES)
+    whole = (tabulate(rows, columns) for columns in (lambda row: TRUST, lambda row: COLUMNS, rate_columns))
+    trust, compared, rates = ({line: own for line, own in t.items() if all(own.values())} for t in whole)
+    protocol = tabulate(rows, protocol_columns)
+    settings, policies = tabulate(rows, settings_columns), tabulate(rows, lambda row: POLICIES)
     for line, columns in list(settings.items()):
         if line.split()[0] in LABEL_FREE and not any(columns[beta] for beta in CONTROLS):
             del settings[line]
-    found = {}
-    for part, table in {"rows": heads, "settings": settings, "alignment": policies}.items():
-        found[part] = [row for columns in table.values() for own in columns.values() for row in own.values()]
+    parts = {"rows": [heads, trust, protocol], "rates": [rates]}
+    parts |= {"settings": [settings], "alignment": [policies]}
+    found = {part: rows_of(tables) for part, tables in parts.items()}
     sources = {
         (row["torch"], row["device"], not (row["commit"] or "-dirty").endswith("-dirty"))
         for own in found.values() for row in own
@@ -407,7 +490,9 @@ def main(argv=None) -> None:
     if args.publish:
         check(sources)
         folders.append(HERE / "results")
-    for name, text in (main_tables(heads) | settings_tables(rows) | alignment_tables(policies)).items():
+    texts = main_tables(heads) | confidence_tables(compared) | weight_tables(trust) | rate_tables(rates)
+    texts |= protocol_tables(protocol) | settings_tables(rows) | alignment_tables(policies)
+    for name, text in texts.items():
         print(f"{name}:\n\n{text}\n")
         if args.publish and text:
             insert(HERE / "README.md" if name == "table" else HERE / "results" / "README.md", name, text)
@@ -417,7 +502,7 @@ def main(argv=None) -> None:
     style = {"font.size": 9, "axes.titlesize": 8, "figure.dpi": 120}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     matplotlib.rcParams.update(style | {"figure.constrained_layout.use": True, "legend.frameon": False})
-    for draw, table in ((draw_accuracy, heads), (draw_weights, raven), (draw_severity, sweep),
+    for draw, table in ((draw_rates, rates), (draw_weights, raven), (draw_severity, sweep),
                         (draw_settings, settings), (draw_alignment, policies)):  # fmt: skip
         for folder in folders if table else []:
             draw(table).savefig(folder / f"{draw.__name__.removeprefix('draw_')}.png")

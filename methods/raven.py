@@ -21,12 +21,12 @@ y = softmax(sum_m theta_m log q_m), where log q_m stands for the weak model's lo
     s     | keep            (N,)        1, in the easy phase 0 for all but the easy; the mean is over all N
     eta_W | weight_lr                   plain SGD, constant rate
 
-In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. L is linear in
-theta where probabilities are combined: the weights drift towards a vertex, as far as eta_W times the steps
-let them. And a weak model with sharp labels is easy to follow whether or not it is right.
+In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. Where
+probabilities are combined, L is linear in theta: the weights drift to a vertex, as far as eta_W times the
+steps let them. Logits let them settle in between. Sharp labels are easy to follow, right or wrong.
 
-Differences from the paper: one setting for all tasks, not a search for each; preferences train a reward model
-here, a policy in raven_dpo.py; where a task hands out labels, their cross-entropy is added, unmasked.
+Differences from the paper: no search for each task (but --protocol); preferences train a reward model here,
+a policy in raven_dpo.py; where a task hands out labels, their cross-entropy is added, unmasked.
 
     python methods/raven.py --task glyphs-shift
 
@@ -120,24 +120,24 @@ def main(argv=None) -> None:
 
     parser = evaluate.flags(__file__, __doc__)
     add, share = parser.add_argument, evaluate.number(float, 0, 1)
-    add("--weight-lr", type=evaluate.number(float, 0), default=1e-3, help="eta_W; the paper: 1e-6 to 1e-3")
+    add("--weight-lr", type=evaluate.number(float, 0), help="eta_W: 1e-3, of logits 3e-2; paper: <= 1e-3")
     add("--easy-phase", type=share, default=0.2, help="share of the epochs; paper: .1, .2, .5")
     add("--combine", choices=["auto", "probs", "logits"], default="auto", help="auto: by the kind of task")
     for problem in evaluate.problems(parser, argv):
         task, args, weak_probs = problem.task, problem.args, problem.task.strong_train.weak_probs
-        usual = "logits" if task.kind in ("text", "preference") else "probs"
-        combined = usual if args.combine == "auto" else args.combine
-        own = {"weight_lr": args.weight_lr, "easy_phase": args.easy_phase, "num_weak": weak_probs.shape[1]}
-        own["combination"] = {"probs": combine, "logits": combine_logits}[combined]
+        auto = "logits" if task.kind in ("text", "preference") else "probs"
+        combined = auto if args.combine == "auto" else args.combine
+        combination, eta = {"probs": (combine, 1e-3), "logits": (combine_logits, 3e-2)}[combined]
+        own = {"easy_phase": args.easy_phase, "num_weak": weak_probs.shape[1], "combination": combination}
+        own["weight_lr"] = eta if args.weight_lr is None else args.weight_lr
         own["loss_of"] = evaluate.loss_of(problem, raven_loss, argnums=(0, 2))
         student, training = evaluate.start(problem, weak_probs)
         weight_history = train_student(student, **training, **own)
-        easy, final = unanimous(weak_probs), weight_history[-1]
+        easy, final = unanimous(weak_probs).double(), weight_history[-1]
         evaluate.report(
-            problem, [student], [own["combination"](task.test.weak_probs, final)], combined=combined,
-            weights=final.tolist(), weight_history=weight_history.tolist(),
-            easy_fraction=easy.double().mean().item(),
-            easy_classes=weak_probs[easy, 0].argmax(-1).bincount(minlength=task.num_classes).tolist(),
+            problem, [student], [combination(task.test.weak_probs, final)], combined=combined,
+            weights=final.tolist(), weight_history=weight_history.tolist(), easy_fraction=easy.mean().item(),
+            easy_classes=weak_probs[easy > 0, 0].argmax(-1).bincount(minlength=task.num_classes).tolist(),
         )  # fmt: skip
 
 
