@@ -4,13 +4,14 @@
 # ./run_all.sh cifar100   distillation on CIFAR-100 as published, for a GPU; 5 seeds of 5 trainings of 240 epochs
 # ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
 # ./run_all.sh protocol   every method with what protocol.py found for the kind of task
+# ./run_all.sh encoders   what encoders of another rounding change: pretrained for one step more or less
 # ./run_all.sh settings   AdaptConf's four settings, whole networks that also get labels; controls of its weight
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
 case "${1:-}" in
-"" | alignment | cifar100 | rates | protocol | settings) ;;
-*) echo "run_all.sh: nothing, alignment, cifar100, rates, protocol or settings, not $1" >&2 && exit 2 ;;
+"" | alignment | rates | protocol | encoders | settings | cifar100) ;;
+*) echo "run_all.sh: nothing, alignment, rates, protocol, encoders, settings or cifar100, not $1" >&2 && exit 2 ;;
 esac
 source ./setup.sh
 out=${OUT:-runs}
@@ -73,6 +74,16 @@ naive.py --seeds 0 1 2 --lr $lr
 naive.py --seeds 0 1 2 --lr $lr --supervision mean
 adaptive_confidence.py --seeds 0 1 2 --lr $lr --supervision mean
 raven.py --seeds 0 1 2 --lr $lr
+END
+    done | together
+    ;;
+encoders)
+    for steps in 799 801; do
+        cat <<END
+naive.py --seeds 0 1 2 --encoder-steps $steps
+naive.py --seeds 0 1 2 --encoder-steps $steps --supervision mean
+adaptive_confidence.py --seeds 0 1 2 --encoder-steps $steps --supervision mean
+raven.py --seeds 0 1 2 --encoder-steps $steps
 END
     done | together
     ;;

@@ -30,7 +30,8 @@ def test_every_command_is_understood(command, monkeypatch):
     if not command.startswith("python methods/"):
         script, *given = words if words[0].startswith("./") else words[1:]
         assert (ROOT / script).is_file()
-        known = {"./run_all.sh": ["alignment", "settings", "cifar100", "rates", "protocol"], "./run_tests.sh": []}
+        parts = ["alignment", "rates", "protocol", "encoders", "settings", "cifar100"]
+        known = {"./run_all.sh": parts, "./run_tests.sh": []}
         known["protocol.py"] = [*protocol.TASKS, "--data-dir", "crisis", "--text-encoder", "FOLDER"]
         assert set(given) <= {*known.get(script, ["--publish", "[FOLDER]", "runs/trial"])}
         return

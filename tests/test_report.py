@@ -8,10 +8,13 @@ import pytest
 from conftest import write_lines
 
 import data
+import evaluate
 import report
 import store
+import tables
 
-MARKS = "scores differences settings ablation alignment".split()
+MARKS = "scores differences confidence weights rates encoders protocol protocol-scores".split()
+MARKS += "settings ablation alignment".split()
 
 
 def make_rows(method, students, task="glyphs", flags=None, **more):
@@ -35,7 +38,7 @@ def main_rows(**more):
 
 def settings_rows(task, setting, adapted=(0.81, 0.84), **more):
     """KD, AugConf, AdaptConf and select with the setting's flags."""
-    flags = report.settings_columns({"setting": setting, "task": "reviews-shift"})["AdaptConf"][1]
+    flags = tables.settings_columns({"setting": setting, "task": "reviews-shift"})["AdaptConf"][1]
     columns = [("naive", (0.80, 0.82), {}), ("confidence", (0.80, 0.80), {})]
     columns += [("adaptive_confidence", adapted, flags)]
     columns += [("adaptive_confidence", (0.79, 0.83), flags | {"beta": "select"})]
@@ -57,7 +60,7 @@ def policy_rows(mean=(0.60, 0.62, 0.64), raven=(0.65, 0.65, 0.65), gold=(0.80, 0
 
 
 def main_table(rows):
-    return report.tabulate(rows, lambda row: {} if row["setting"] else report.COLUMNS)
+    return tables.tabulate(rows, lambda row: {} if row["setting"] else tables.COLUMNS)
 
 
 def line(text, start):
@@ -67,32 +70,87 @@ def line(text, start):
 
 
 def test_interval_by_hand():
-    center, half = report.interval([0.70, 0.72, 0.74])
+    center, half = tables.interval([0.70, 0.72, 0.74])
     assert center == pytest.approx(0.72) and half == pytest.approx(4.303 * 0.02 / math.sqrt(3))
-    assert math.isnan(report.interval([0.5])[1]) and report.interval([0.5, 0.5])[1] == 0
-    assert report.interval([0.0, 1.0] * 20)[1] == pytest.approx(2.228 * math.sqrt(10 / 39) / math.sqrt(40))
+    assert math.isnan(tables.interval([0.5])[1]) and tables.interval([0.5, 0.5])[1] == 0
+    assert tables.interval([0.0, 1.0] * 20)[1] == pytest.approx(2.228 * math.sqrt(10 / 39) / math.sqrt(40))
 
 
 def test_main_tables_by_hand():
     rows = main_rows(task="glyphs-shift") + main_rows()
-    texts = report.main_tables(main_table(rows))
+    texts = tables.main_tables(main_table(rows))
     # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
     weak, some = "a 50.0 ±0.0, b 60.0 ±0.0, c 70.0 ±0.0", ["glyphs (n = 3)"]
     scores = ["e", weak, "72.0 ±5.0 / 40 ±17", "75.0 ±0.0 / 50 ±0", *["– / –"] * 4, "81.0 ±9.0 / 70 ±30"]
     assert line(texts["scores"], "glyphs (") == [*some, *scores, "90.0 ±0.0"]
     # RAVEN - naive seed by seed .10 .06 .11: 9.0 ± 4.303 * 2.6458 / sqrt(3)
-    gains = ["+3.0 ±5.0", *"––––", "+9.0 ±6.6", "2 of 3"]
+    gains = ["+3.0 ±5.0", *"––––", "+9.0 ±6.6"]
     assert line(texts["differences"], "glyphs (") == [*some, *gains]
     cells = ["glyphs-shift (n = 3)", "60.0 ±0.0", "72.0 ±5.0", "75.0 ±0.0", "–", "81.0 ±9.0", "90.0 ±0.0"]
     assert line(texts["table"], "glyphs") == cells  # and no other task
     rows[-9]["pgr"] = None  # naive's, at the first seed of glyphs
-    assert line(report.main_tables(main_table(rows))["scores"], "glyphs (")[3] == "72.0 ±5.0 / –"
+    assert line(tables.main_tables(main_table(rows))["scores"], "glyphs (")[3] == "72.0 ±5.0 / –"
+
+
+def test_weights_and_confidence_by_hand():
+    """RAVEN's weights: .7 on the best, .8 on another, .4; b: .9 of 1/2, .1 of .2, at the end."""
+    rows = main_rows()
+    rows[-1]["weights"] = [0.3, 0.3, 0.4]
+    equal = make_rows("raven", (0.79, 0.77, 0.84), flags={"weight_lr": 0.0})
+    last = {"agreement_naive": 0.95, "agreement_history": [0.9], "disagreement_beta_history": [0.2]}
+    adapted = make_rows("adaptive_confidence", [0.74] * 3, flags={"supervision": "mean"}, **last)
+    found = tables.of(rows + equal)["trust"]
+    cells = ["0.63 ±0.52", "2 of 3", "1 of 2", "+1.0 ±0.0", "+5.0 ±9.0"]  # .04 .02 .09
+    assert line(tables.weight_tables(found)["weights"], "glyphs")[1:] == cells
+    cells = ["–", "–", "–", "−1.0 ±0.0", "0.47 ±0.00", "–", "95.0 ±0.0"]
+    text = tables.confidence_tables(main_table(rows + adapted))["confidence"]
+    assert line(text, "glyphs")[1:] == cells
+
+
+def rate_rows(task="glyphs"):
+    """At every rate .7 + .1 for the ensemble at 1e-4, + .02 at auto, which took 1e-5 twice and 3e-5."""
+    rows = []
+    for name, rate in tables.rate_columns({}):
+        method, flags = tables.rate_columns({})[name, rate]
+        more = {"ensemble 0.0001": 0.1, "ensemble auto": 0.02}.get(f"{name} {rate}", 0)
+        rows += make_rows(method, [0.7 + more] * 3, task, flags, lr=rate)
+    for row, lr in zip([row for row in rows if row["lr"] == "auto"], [3e-5, 1e-5, 1e-5] * 4):
+        row["lr"] = lr
+    return rows
+
+
+def test_rates_by_hand():
+    found = tables.of(rate_rows())["rates"]
+    cells = line(tables.rate_tables(found)["rates"], "glyphs")
+    assert cells[1] == "1e-05, 1e-05, 3e-05" and cells[4:6] == ["+2.0 ±0.0", "+10.0 ±0.0 at 0.0001"]
+    assert cells[2] == cells[6] == cells[8] == "+0.0 ±0.0"
+
+
+def test_encoders_by_hand():
+    rows = []
+    for (_, steps), (method, flags) in tables.encoder_columns({}).items():
+        rows += make_rows(method, [steps / 1000, steps / 1000 + 0.02], flags=flags)
+    text = tables.encoder_tables(tables.of(rows)["encoders"])["encoders"]
+    assert line(text, "glyphs")[1:] == ["80.9 / 81.0 / 81.1"] * 4
+
+
+def test_protocol_by_hand(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "PROTOCOL", tmp_path / "protocol.jsonl")
+    each = {"trials": [[1e-3, 5, 0.5], [1e-2, 10, 0.75]], "flags": {"lr": 1e-2, "steps": 10}}
+    lines = [{"kind": kind, "method": "naive", "supervision": "mean", **each} for kind in ("image", "text")]
+    write_lines(evaluate.PROTOCOL, lines)
+    own = {"protocol": data.fingerprint(evaluate.PROTOCOL)}
+    rows = make_rows("raven", [0.8, 0.8], flags=own)
+    rows += make_rows("raven", [0.1, 0.1], flags={"protocol": "of an earlier search"})
+    texts = tables.protocol_tables(tables.of(rows)["protocol"])
+    assert line(texts["protocol"], "ensemble: --lr, --steps")[1:] == ["0.01, 10: 75.0 (50.0)"] * 2
+    assert line(texts["protocol-scores"], "glyphs")[1:] == [*"––––––", "80.0 ±0.0", "90.0 ±0.0"]
 
 
 def test_a_line_has_the_seeds_that_all_its_columns_share():
     rows = main_rows()
     del rows[1]  # naive's second seed
-    assert line(report.main_tables(main_table(rows))["differences"], "glyphs (n = 2)")[6] == "+10.5 ±6.4"
+    assert line(tables.main_tables(main_table(rows))["differences"], "glyphs (n = 2)")[6] == "+10.5 ±6.4"
     assert not main_table(rows[:1] + rows[-1:])
 
 
@@ -102,8 +160,8 @@ def test_rows_with_other_flags_or_seeds_change_nothing():
     flags = {"beta_ramp": 0.0}  # not those of the setting's authors
     others += make_rows("adaptive_confidence", [0.1], "glyphs-distill", flags, setting="distillation")
     others += make_rows("new", [0.1])
-    for columns in (lambda _: report.COLUMNS, report.settings_columns, lambda _: report.POLICIES):
-        assert report.tabulate(others + rows + others, columns) == report.tabulate(rows, columns)
+    for columns in (lambda _: tables.COLUMNS, tables.settings_columns, lambda _: tables.POLICIES):
+        assert tables.tabulate(others + rows + others, columns) == tables.tabulate(rows, columns)
 
 
 def test_the_last_row_counts_and_files_and_text_encoders_are_told_apart():
@@ -119,7 +177,7 @@ def test_the_last_row_counts_and_files_and_text_encoders_are_told_apart():
 def test_settings_by_hand():
     """Means of two seeds ± 12.706 * s / sqrt(2); seed by seed .00 -.02, .01 .02, .01 .04."""
     rows = settings_rows("glyphs-distill", "distillation")
-    texts, title = report.settings_tables(rows), "glyphs-distill (n = 2)"
+    texts, title = tables.settings_tables(rows), "glyphs-distill (n = 2)"
     *cells, published = line(texts["settings"], title)
     assert cells[:7] == [title, "0.5, 0", "70.0 ±0.0", "90.0 ±0.0", "81.0 ±12.7", "80.0 ±0.0", "82.5 ±19.1"]
     assert cells[7:] == [f"{gain}, not shown" for gain in ("−1.0 ±12.7", "+1.5 ±6.4", "+2.5 ±19.1")]
@@ -130,18 +188,18 @@ def test_settings_by_hand():
 def test_marks_noisy_labels_and_novel_classes():
     """.10 and .10 above KD is shown; two students without a teacher; shots apart."""
     rows = settings_rows("glyphs-noisy-symmetric-0.35", "noisy labels", (0.90, 0.92), labels_alone=0.75)
-    cells = line(report.settings_tables(rows)["settings"], "glyphs-noisy")
+    cells = line(tables.settings_tables(rows)["settings"], "glyphs-noisy")
     assert cells[3] == "75.0 ±0.0 / 90.0 ±0.0" and cells[8] == "+10.0 ±0.0"
     one, five = ({"student": [own, 0.01], "weak": [0.3, 0], "ceiling": [0.7, 0]} for own in (0.52, 0.6))
     shots = {"1-shot": one, "5-shot": five}
     rows = settings_rows("glyphs-fewshot", "few-shot", few_shot={"test": shots})
-    text = report.settings_tables(rows)["settings"]
+    text = tables.settings_tables(rows)["settings"]
     assert line(text, "glyphs-fewshot 1-shot (")[1:5] == ["8, 0.25", "30.0 ±0.0", "70.0 ±0.0", "52.0 ±0.0"]
     assert line(text, "glyphs-fewshot 5-shot (")[4] == "60.0 ±0.0"
 
 
 def test_alignment_by_hand():
-    text = report.alignment_tables(report.tabulate(policy_rows(), lambda _: report.POLICIES))["alignment"]
+    text = tables.alignment_tables(tables.tabulate(policy_rows(), lambda _: tables.POLICIES))["alignment"]
     # .62 ± 4.303 * .02 / sqrt(3); recovered (.10, .12, .14) / .30; DPO-R - ensemble .05 .03 .01
     own = ["62.0 ±5.0", "40 ±17", "+0.0 ±0.0", "0.12 ±0.00", "0.100 ±0.000", "20.0 ±0.0", "0.50 ±0.00"]
     assert "reviews-dpo (n = 3)" in text and line(text, "ensemble")[1:] == own
@@ -149,8 +207,8 @@ def test_alignment_by_hand():
     before = ["51.2 ±0.0", "4 ±0", "−10.8 ±5.0", "−0.10 ±0.00", "0.000 ±0.000", "19.0 ±0.0", "0.40 ±0.00"]
     assert line(text, "before")[1:] == before
     assert "all agree on 40.0 ±0.0 %" in text and line(text, "v") == ["v", "60.0 ±0.0", "0.80 ±0.00", "–"]
-    within_noise = report.tabulate(policy_rows(gold=(0.80, 0.53, 0.80)), lambda _: report.POLICIES)
-    assert line(report.alignment_tables(within_noise)["alignment"], "ensemble")[2] == "–"
+    within_noise = tables.tabulate(policy_rows(gold=(0.80, 0.53, 0.80)), lambda _: tables.POLICIES)
+    assert line(tables.alignment_tables(within_noise)["alignment"], "ensemble")[2] == "–"
 
 
 @pytest.fixture
@@ -162,7 +220,7 @@ def house(monkeypatch):
     Path("results/README.md").write_text("".join(pages.values()))
     subprocess.run(["git", "init", "-q"], check=True)
     monkeypatch.setattr(report, "HERE", Path.cwd())
-    rows = main_rows() + main_rows(task="glyphs-shift", ceiling=8 / 9) + policy_rows()
+    rows = main_rows() + main_rows(task="glyphs-shift", ceiling=8 / 9) + policy_rows() + rate_rows("reviews")
     write_lines(Path("runs/rows.jsonl"), rows)
     return rows
 
@@ -174,12 +232,15 @@ def test_publishing(house, capsys):
     assert first.startswith("before\n<!-- table -->\n| accuracy") and "old" not in first
     assert first.endswith("|\n<!-- end of table -->\nafter\n")
     parts = {name: page.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name}")[0] for name in MARKS}
-    assert [name for name in MARKS if parts[name] == "old\n"] == ["settings", "ablation"]  # without rows
+    without = {name for name in MARKS if parts[name] == "old\n"}
+    assert without >= {"confidence", "weights", "encoders", "protocol-scores", "settings", "ablation"}
+    assert not without & {"scores", "differences", "rates", "alignment"}
     assert all(parts[name] in printed for name in MARKS if parts[name] != "old\n")
     figures = sorted(path.name for path in Path("results").glob("*.png"))
-    assert figures == ["accuracy.png", "alignment.png", "severity.png", "weights.png"]
+    assert figures == ["alignment.png", "rates.png", "severity.png", "weights.png"]
     published = store.read_rows(Path("results/rows.jsonl"))
-    assert len(published) == 18 and published[-1]["ceiling"] == 0.888889  # six decimals
+    assert len(published) == 30 and {row["ceiling"] for row in published} == {0.9, 0.888889}  # six decimals
+    assert len(store.read_rows(Path("results/rates.jsonl"))) == 3 * len(tables.rate_columns({}))
     assert not Path("results/settings.jsonl").exists()
 
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import METHODS, ROOT
 
 import data
-import report
+import evaluate
+import tables
 
 FAKE = """#!/usr/bin/env bash
 echo "$0 $*" >> "$LOG"
@@ -94,11 +95,22 @@ def test_run_all_runs_every_method_on_all_default_tasks_and_reports(call):
     runs = [run.removesuffix(" --out else where") for run in runs_of(calls)]
     every = {f"{method}.py" for method in METHODS}
     every |= {f"{method}.py --supervision mean" for method in METHODS if method != "raven"}
-    expected = {*every, *(f"{run} {SEVERITIES}" for run in every)} - {"naive.py"}
+    expected = {*every, *(f"{run} {SEVERITIES}" for run in every), "raven.py --weight-lr 0"} - {"naive.py"}
     assert expected < set(runs) and len(runs) == len(set(runs))
     kinds = set(runs) - expected  # naive.py by kinds, as it computes what all share
     assert all(run.startswith("naive.py --task ") for run in kinds)
     assert {task for run in kinds for task in run.split()[2:]} == set(data.EMBEDDED)
+
+
+def test_run_all_rates_encoders_and_protocol_run_what_their_tables_want(call):
+    runs = [run.removesuffix(" --out runs").split(" --") for run in runs_of(call("run_all.sh", "rates")[2])]
+    assert {run[2] for run in runs} == {f"lr {rate}" for rate in "1e-5 3e-5 1e-4 3e-4 1e-3 3e-3 auto".split()}
+    assert [float(rate) for rate in "1e-5 3e-5 1e-4 3e-4 1e-3 3e-3".split()] == evaluate.RATES
+    assert len(runs) == len(tables.RATE_COLUMNS) * 7
+    runs = runs_of(call("run_all.sh", "encoders")[2])
+    assert len(runs) == len(tables.RATE_COLUMNS) * 2 and {run.split()[6] for run in runs} == {"799", "801"}
+    runs = runs_of(call("run_all.sh", "protocol")[2])
+    assert len(runs) == len(tables.COLUMNS) and all("--protocol" in run for run in runs)
 
 
 def test_run_all_alignment_and_cifar100_run_each_kind_of_preferences_and_each_method(call):
@@ -112,7 +124,7 @@ def test_run_all_alignment_and_cifar100_run_each_kind_of_preferences_and_each_me
 def test_run_all_settings_runs_every_setting_with_every_method_and_control(call):
     runs = runs_of(call("run_all.sh", "settings")[2])
     assert all("--seeds 0 1 2" in run and run.endswith("--out runs") for run in runs)
-    for task in [*AUTHORS, "glyphs-noisy-asymmetric-0.4", "glyphs-fewshot", *report.LABEL_FREE]:
+    for task in [*AUTHORS, "glyphs-noisy-asymmetric-0.4", "glyphs-fewshot", *tables.LABEL_FREE]:
         own = [run for run in runs if task in run.split()]
         controls = [run for run in own if "--beta " in run]
         betas = sorted(run.split("--beta ")[1].split()[0] for run in controls)

@@ -1,0 +1,128 @@
+"""The figures of results/, each from a table of tables.py."""
+
+from statistics import mean
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+import evaluate
+from tables import COLORS, COLUMNS, CONTROLS, RATE_COLUMNS, SEVERITY, Table, interval, merged, title, values
+
+
+def panels(table: Table, width: float, wide: int, sharey: bool):
+    """A figure of `wide` panels a row, and for every line of the table: its panel, title and columns."""
+    wide, high = min(len(table), wide), -(-len(table) // wide)
+    figure = Figure(figsize=(1.6 + width * wide, 0.4 + 2.2 * high))
+    axes = figure.subplots(high, wide, sharey=sharey, squeeze=False).flatten()
+    for axis in axes[len(table) :]:
+        axis.remove()
+    titles = [line.replace("+", "+\n").replace(" ", "\n") for line in table]  # long names, side by side
+    return figure, list(zip(axes, titles, table.values()))
+
+
+def draw_rates(table: Table) -> Figure:
+    """Per task, accuracy against the student's learning rate; those that auto chose are marked."""
+    figure, found = panels(table, 2, 4, sharey=False)
+    for axis, line, columns in found:
+        some = merged(columns)
+        axis.axhline(mean(map(mean, values(some, "weak"))), color="black", linestyle=":", label="weak mean")
+        axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
+        for name in RATE_COLUMNS:
+            at = [rate for rate in evaluate.RATES if columns[name, rate]]
+            centers, halves = zip(*(interval(values(columns[name, rate], "student")) for rate in at))
+            style = {"color": COLORS[name], "markersize": 3, "linewidth": 1.2, "capsize": 2}
+            axis.errorbar(at, centers, yerr=halves, fmt="o-", label=name, **style)
+        chosen = values(columns["ensemble", "auto"], "lr")
+        place = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": COLORS["ensemble"]}
+        axis.plot(chosen, [0] * len(chosen), "^", markersize=7, alpha=0.6, label="chosen by auto", **place)
+        axis.set(xscale="log", xlabel=f"learning rate (n = {len(some)})")
+        axis.set_title(line, loc="left")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    return figure
+
+
+def draw_weights(table: Table) -> Figure:
+    """RAVEN's weights over epochs, a line per seed, beside each weak model's accuracy and confidence."""
+    figure, found = panels(table, 2.4, 5, sharey=True)
+    for axis, line, columns in found:
+        rows, names = columns["RAVEN"], values(columns["RAVEN"], "weak_models")[0]
+        for history in values(rows, "weight_history"):
+            axis.set_prop_cycle(None)  # a weak model's colour is the same at all seeds
+            axis.plot(history, alpha=0.6, linewidth=1)
+        axis.set(xlabel=f"epoch (n = {len(rows)})", ylim=(-0.03, 1.03))
+        axis.set_title(line, loc="left")
+        beside = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis)
+        at, colors = range(len(names)), [f"C{m}" for m in range(len(names))]
+        centers, halves = zip(*map(interval, zip(*values(rows, "weak"))))
+        beside.bar(at, centers, yerr=halves, color=colors, alpha=0.6, capsize=2, width=0.7)
+        centers, halves = zip(*map(interval, zip(*values(rows, "weak_confidence"))))
+        mark = beside.errorbar(at, centers, yerr=halves, fmt="kD", markersize=3, capsize=2)
+        beside.set_xticks(at, names, rotation=90)
+        beside.tick_params(axis="y", labelleft=False)
+    key = [Patch(color="#999999"), mark]
+    figure.legend(key, ["weak model's accuracy", "its mean confidence"], loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_severity(table: Table) -> Figure:
+    """Accuracy against shift severity, set apart sideways so that no interval hides another."""
+    figure = Figure(figsize=(6.4, 3.4))
+    axis, forms = figure.subplots(), {"ceiling": "--", "weak mean": ":"}
+    for i, name in enumerate(["ceiling", *COLUMNS, "weak mean"]):
+        key, points = {"ceiling": "ceiling", "weak mean": "weak"}.get(name, "student"), []
+        for line, columns in table.items():
+            if own := values(columns.get(name, merged(columns)), key):  # of several weak models the mean
+                points.append((SEVERITY[line], *interval([float(np.mean(each)) for each in own])))
+        if points:
+            at, centers, halves = np.transpose(points)
+            style = {"color": COLORS.get(name, "black"), "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
+            form = forms.get(name, "o-")
+            axis.errorbar(at + 0.005 * (i - 4), centers, yerr=halves, fmt=form, label=name, **style)
+    ticks = [f"{SEVERITY[line]:g}\n(n = {len(merged(columns))})" for line, columns in table.items()]
+    axis.set_xticks([SEVERITY[line] for line in table], ticks)
+    axis.set(xlabel="shift severity", ylabel="test accuracy")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def draw_settings(table: Table) -> Figure:
+    """How often student and weak labels agree over epochs, and mean b where not; thin lines are seeds."""
+    figure = Figure(figsize=(0.8 + 1.6 * len(table), 4))
+    axes = figure.subplots(2, len(table), sharex="col", sharey=True, squeeze=False)
+    for (line, columns), column in zip(table.items(), axes.T):
+        for color, name in zip(("C1", "C0", "C3", "C2", "C4"), ("AdaptConf", *CONTROLS)):
+            for axis, key in zip(column, ("agreement_history", "disagreement_beta_history")):
+                # (epochs, seeds); None, of an epoch without disagreement, becomes NaN and leaves a gap.
+                histories = np.array(values(columns[name], key) or [[]], float).T
+                epochs = range(1, 1 + len(histories))
+                axis.plot(epochs, histories, color=color, alpha=0.3, linewidth=0.6)
+                axis.plot(epochs, histories.mean(1), color=color, label=name, linewidth=1.4)
+        column[0].set_title(line, fontsize=7)
+        column[1].set(xlabel=f"epoch (n = {len(merged(columns))})", ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel("agreement")
+    axes[1, 0].set_ylabel("b on disagreement")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=1 + len(CONTROLS))
+    return figure
+
+
+def draw_alignment(table: Table) -> Figure:
+    """Per task: gold reward against KL; DPO-R's weights over steps. A dot or line per seed."""
+    figure = Figure(figsize=(8, 3 * len(table)))
+    axes = figure.subplots(len(table), 2, squeeze=False)
+    for (line, columns), (frontier, weights) in zip(table.items(), axes):
+        for name, rows in columns.items():
+            kl, gold = values(rows, "kl"), values(rows, "gold_reward")
+            frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4, label=name)
+        before = mean(values(merged(columns), "gold_reward_before"))
+        frontier.plot(0, before, "k+", label="before training")
+        frontier.legend(fontsize=7, loc="lower right", frameon=True)
+        frontier.set(title=title(line, columns), xlabel="KL per token (nats)", ylabel="gold reward")
+        for row in columns["DPO-R"].values():
+            weights.set_prop_cycle(None)
+            steps, history = zip(*((state["step"], state["weights"]) for state in row["history"]))
+            lines = weights.plot(steps, history, alpha=0.7)
+            weights.legend(lines, [f"reward model of {name}" for name in row["reward_models"]], fontsize=7)
+        weights.set(xlabel="step", ylabel="weight in DPO-R", ylim=(-0.03, 1.03))
+    return figure
