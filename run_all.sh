@@ -102,7 +102,8 @@ settings) # T and ramp of AdaptConf's authors, not chosen on our data; tau is 1 
     {
         cat <<'END'
 naive.py --seeds 0 1 2 --task glyphs-distill glyphs-noisy-symmetric-0.2 glyphs-noisy-asymmetric-0.4
-naive.py --seeds 0 1 2 --task glyphs-fewshot glyphs-transfer glyphs-shift reviews-shift preferences-shift
+naive.py --seeds 0 1 2 --task glyphs-fewshot glyphs-transfer
+naive.py --seeds 0 1 2 --task glyphs-shift reviews-shift preferences-shift --lr 1e-4
 confidence.py --seeds 0 1 2 --task glyphs-distill glyphs-noisy-symmetric-0.2 glyphs-noisy-asymmetric-0.4
 confidence.py --seeds 0 1 2 --task glyphs-fewshot glyphs-transfer glyphs-shift reviews-shift preferences-shift
 END

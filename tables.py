@@ -86,7 +86,9 @@ def settings_columns(row: dict) -> dict:
     """KD, AugConf, AdaptConf with its authors' flags for the setting; the same with other choices of b."""
     flags, _ = SETTINGS.get(row["setting"], (DEFAULTS.values(), ""))
     own = {key: flag for (key, default), flag in zip(DEFAULTS.items(), flags) if flag != default}
-    columns = {"KD": ("naive", {}), "AugConf": ("confidence", {}), "AdaptConf": ("adaptive_confidence", own)}
+    same_rate = {} if row["setting"] else {"lr": 1e-4}  # as the confidence losses: what differs is b
+    columns = {"KD": ("naive", same_rate), "AugConf": ("confidence", {})}
+    columns |= {"AdaptConf": ("adaptive_confidence", own)}
     columns |= {beta: ("adaptive_confidence", own | {"beta": beta}) for beta in CONTROLS}
     return columns if row["setting"] or row["task"] in LABEL_FREE else {}
 

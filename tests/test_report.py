@@ -38,8 +38,9 @@ def main_rows(**more):
 
 def settings_rows(task, setting, adapted=(0.81, 0.84), **more):
     """KD, AugConf, AdaptConf and select with the setting's flags."""
-    flags = tables.settings_columns({"setting": setting, "task": "reviews-shift"})["AdaptConf"][1]
-    columns = [("naive", (0.80, 0.82), {}), ("confidence", (0.80, 0.80), {})]
+    wanted = tables.settings_columns({"setting": setting, "task": "reviews-shift"})
+    flags = wanted["AdaptConf"][1]
+    columns = [("naive", (0.80, 0.82), wanted["KD"][1]), ("confidence", (0.80, 0.80), {})]
     columns += [("adaptive_confidence", adapted, flags)]
     columns += [("adaptive_confidence", (0.79, 0.83), flags | {"beta": "select"})]
     more = {"setting": setting, "weak": [0.7], **more}
