@@ -51,7 +51,7 @@ def main(argv=None) -> None:
     # Six decimals, more than any figure is certain to; the tables follow from the rows that are published.
     rows = json.loads(json.dumps(rows), parse_float=lambda number: round(float(number), 6))
     found = tables.of(rows)
-    parts = {"rows": ("heads", "trust", "protocol"), "rates": ("rates", "encoders")}
+    parts = {"rows": ("heads", "trust", "protocol"), "rates": ("rates", "auto", "encoders")}
     parts |= {"settings": ("settings",), "alignment": ("policies",)}
     published = {part: tables.rows_of([found[name] for name in names]) for part, names in parts.items()}
     sources = {

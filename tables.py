@@ -66,6 +66,15 @@ def rate_columns(row: dict) -> dict:
     return columns
 
 
+def auto_columns(row: dict) -> dict:
+    """(name, "usual" or "auto") -> method and flags."""
+    columns = {}
+    for name in RATE_COLUMNS[1:]:
+        method, flags, _ = COLUMNS[name]
+        columns |= {(name, "usual"): (method, flags), (name, "auto"): (method, flags | {"lr": "auto"})}
+    return columns
+
+
 def encoder_columns(row: dict) -> dict:
     """(name, steps) -> method and flags: encoders whose pretraining took a step more or less."""
     columns = {}
@@ -220,18 +229,15 @@ def confidence_tables(table: Table) -> dict[str, str]:
     return {"confidence": sheet("gains in points, agreement in %", lines)}
 
 
-def rate_tables(table: Table) -> dict[str, str]:
-    """What a student gains over the usual rate, at the one that auto chose and at the best in hindsight."""
+def auto_tables(table: Table) -> dict[str, str]:
+    """The rates that auto chooses, and what students gain at them over the usual one."""
     lines = {}
     for line, columns in table.items():
-        chosen = Counter(values(columns["ensemble", "auto"], "lr"))
-        own = lines[title(line, columns)] = {"auto": ", ".join(f"{lr:g}" for lr in sorted(chosen.elements()))}
-        for name in RATE_COLUMNS:
-            usual = columns[name, USUAL_RATES[COLUMNS[name][0]]]
-            best = max(evaluate.RATES, key=lambda rate: mean(values(columns[name, rate], "student")))
-            own[f"{name}: auto"] = gain(columns[name, "auto"], usual)
-            own[f"{name}: best"] = f"{gain(columns[name, best], usual)} at {best:g}"
-    return {"rates": sheet("accuracy in points", lines)}
+        chosen = sorted(values(columns["ensemble", "auto"], "lr"))
+        own = lines[title(line, columns)] = {"chosen": ", ".join(f"{lr:g}" for lr in chosen)}
+        for name in RATE_COLUMNS[1:]:
+            own[f"{name}: auto − usual"] = gain(columns[name, "auto"], columns[name, "usual"])
+    return {"auto": sheet("accuracy in points", lines)}
 
 
 def encoder_tables(table: Table) -> dict[str, str]:
@@ -332,7 +338,7 @@ def of(rows: list[dict]) -> dict[str, Table]:
 
     found = {"heads": tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)}
     found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
-    found |= {"rates": whole(rate_columns), "encoders": whole(encoder_columns)}
+    found |= {"rates": whole(rate_columns), "auto": whole(auto_columns), "encoders": whole(encoder_columns)}
     found |= {"protocol": tabulate(rows, protocol_columns), "policies": tabulate(rows, lambda row: POLICIES)}
     found["settings"] = {
         line: columns for line, columns in tabulate(rows, settings_columns).items()
@@ -343,7 +349,7 @@ def of(rows: list[dict]) -> dict[str, Table]:
 
 def texts(found: dict[str, Table], rows: list[dict]) -> dict[str, str]:
     """What is printed and published, by the mark in the page; empty where there are no rows."""
-    made = {"heads": main_tables, "compared": confidence_tables, "trust": weight_tables, "rates": rate_tables}
+    made = {"heads": main_tables, "compared": confidence_tables, "trust": weight_tables, "auto": auto_tables}
     made |= {"encoders": encoder_tables, "protocol": protocol_tables, "policies": alignment_tables}
     made = [make(found[name]) for name, make in made.items()] + [settings_tables(rows)]
     return {mark: text for each in made for mark, text in each.items()}
