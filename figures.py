@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 import evaluate
-from tables import COLORS, COLUMNS, CONTROLS, RATE_COLUMNS, SEVERITY, Table, interval, merged, title, values
+from tables import COLORS, COLUMNS, CONTROLS, SEVERITY, SOME, Table, interval, merged, title, values
 
 
 def panels(table: Table, width: float, wide: int, sharey: bool):
@@ -28,7 +28,7 @@ def draw_rates(table: Table) -> Figure:
         some = merged(columns)
         axis.axhline(mean(map(mean, values(some, "weak"))), color="black", linestyle=":", label="weak mean")
         axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
-        for name in RATE_COLUMNS:
+        for name in SOME:
             at = [rate for rate in evaluate.RATES if columns[name, rate]]
             centers, halves = zip(*(interval(values(columns[name, rate], "student")) for rate in at))
             style = {"color": COLORS[name], "markersize": 3, "linewidth": 1.2, "capsize": 2}

@@ -33,9 +33,10 @@ POLICIES = {
     "ceiling": ("raven_dpo", {"supervision": "gold"}, "black"),
 }
 COLORS = {name: color for name, (*_, color) in (COLUMNS | POLICIES).items()}
-USUAL_RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4}
-ENCODERS = (799, 800, 801)
-RATE_COLUMNS = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")
+SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")  # where there is no room for all
+TUNED = SOME[1:]
+ENCODERS = [799, 800, 801]  # steps of pretraining
+RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4}  # the usual ones
 TRUST = {name: COLUMNS[name] for name in ("ensemble", "RAVEN")} | {"equal": ("raven", {"weight_lr": 0.0})}
 SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / AugConf / AdaptConf in %
     "distillation": ((0.5, 0.0), "CIFAR-100, ResNet20 → ResNet56: 73.81 / 73.86 / 74.17"),
@@ -50,38 +51,18 @@ SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in
 KINDS = "cifar100 glyphs mnist usps reviews text preferences hh".split()  # lines in this order, then others
 FIRST_TASKS = """glyphs-shift usps-mnist reviews-shift text:books:kitchen text:kitchen:books
     preferences-shift hh-helpful-harmless""".split()  # in README.md
-FIRST_COLUMNS = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")
 # Quantile .975 of Student's t at 1, 2, ... 10 degrees of freedom; beyond, the last serves (a bit too wide).
 T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
 Table = dict[str, dict[str, dict[int, dict]]]  # table[line][column][seed] is a row
 
 
-def rate_columns(row: dict) -> dict:
-    """(name, rate or "auto") -> method and flags, of which the usual rate is none."""
+def variants(names: tuple, flag: str, choices: list, usual: dict) -> dict:
+    """(name, choice) -> method and flags, of which the method's usual choice is none."""
     columns = {}
-    for name in RATE_COLUMNS:
+    for name in names:
         method, flags, _ = COLUMNS[name]
-        for rate in [*evaluate.RATES, "auto"]:
-            columns[name, rate] = (method, flags | ({} if rate == USUAL_RATES[method] else {"lr": rate}))
-    return columns
-
-
-def auto_columns(row: dict) -> dict:
-    """(name, "usual" or "auto") -> method and flags."""
-    columns = {}
-    for name in RATE_COLUMNS[1:]:
-        method, flags, _ = COLUMNS[name]
-        columns |= {(name, "usual"): (method, flags), (name, "auto"): (method, flags | {"lr": "auto"})}
-    return columns
-
-
-def encoder_columns(row: dict) -> dict:
-    """(name, steps) -> method and flags: encoders whose pretraining took a step more or less."""
-    columns = {}
-    for name in RATE_COLUMNS:
-        method, flags, _ = COLUMNS[name]
-        for steps in ENCODERS:
-            columns[name, steps] = (method, flags | ({} if steps == 800 else {"encoder_steps": steps}))
+        for choice in choices:
+            columns[name, choice] = (method, flags if choice == usual[method] else flags | {flag: choice})
     return columns
 
 
@@ -188,7 +169,7 @@ def main_tables(table: Table) -> dict[str, str]:
         students = {name: show(values(rows, "student")) for name, rows in columns.items()}
         if line in FIRST_TASKS:
             weak = show([mean(accuracies) for accuracies in values(some, "weak")])
-            first[whole] = {"weak mean": weak} | {name: students[name] for name in FIRST_COLUMNS} | ceiling
+            first[whole] = {"weak mean": weak} | {name: students[name] for name in SOME} | ceiling
         weak = zip(values(some, "weak_models")[0], map(show, zip(*values(some, "weak"))))
         own = {"features": values(some, "encoder")[0], "weak models": ", ".join(map(" ".join, weak))}
         pgrs = {name: show(values(rows, "pgr"), 0) for name, rows in columns.items()}
@@ -235,7 +216,7 @@ def auto_tables(table: Table) -> dict[str, str]:
     for line, columns in table.items():
         chosen = sorted(values(columns["ensemble", "auto"], "lr"))
         own = lines[title(line, columns)] = {"chosen": ", ".join(f"{lr:g}" for lr in chosen)}
-        for name in RATE_COLUMNS[1:]:
+        for name in TUNED:
             own[f"{name}: auto − usual"] = gain(columns[name, "auto"], columns[name, "usual"])
     return {"auto": sheet("accuracy in points", lines)}
 
@@ -245,7 +226,7 @@ def encoder_tables(table: Table) -> dict[str, str]:
     lines = {}
     for line, columns in table.items():
         own = lines[title(line, columns)] = {}
-        for name in RATE_COLUMNS:
+        for name in SOME:
             means = (mean(values(columns[name, steps], "student")) for steps in ENCODERS)
             own[name] = " / ".join(f"{100 * each:.1f}" for each in means)
     return {"encoders": sheet("accuracy in %: 799 / 800 / 801 steps", lines)}
@@ -338,7 +319,11 @@ def of(rows: list[dict]) -> dict[str, Table]:
 
     found = {"heads": tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)}
     found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
-    found |= {"rates": whole(rate_columns), "auto": whole(auto_columns), "encoders": whole(encoder_columns)}
+    of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(RATES, "usual"))
+    of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(RATES, 800))
+    of_rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], RATES)
+    found |= {"rates": whole(lambda row: of_rates), "auto": whole(lambda row: of_auto)}
+    found |= {"encoders": whole(lambda row: of_encoders)}
     found |= {"protocol": tabulate(rows, protocol_columns), "policies": tabulate(rows, lambda row: POLICIES)}
     found["settings"] = {
         line: columns for line, columns in tabulate(rows, settings_columns).items()

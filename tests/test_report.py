@@ -111,8 +111,8 @@ def test_weights_and_confidence_by_hand():
 def rate_rows(task="glyphs"):
     """At every rate .7; + .02 for the ensemble at auto, which took 1e-5 twice and 3e-5."""
     rows = []
-    for name, rate in tables.rate_columns({}):
-        method, flags = tables.rate_columns({})[name, rate]
+    columns = tables.variants(tables.SOME, "lr", [*evaluate.RATES, "auto"], tables.RATES)
+    for (name, rate), (method, flags) in columns.items():
         own = 0.72 if (name, rate) == ("ensemble", "auto") else 0.7
         rows += make_rows(method, [own] * 3, task, flags, lr=rate)
     for row, lr in zip([row for row in rows if row["lr"] == "auto"], [3e-5, 1e-5, 1e-5] * 4):
@@ -128,7 +128,9 @@ def test_auto_by_hand():
 
 def test_encoders_by_hand():
     rows = []
-    for (_, steps), (method, flags) in tables.encoder_columns({}).items():
+    usual = dict.fromkeys(tables.RATES, 800)
+    columns = tables.variants(tables.SOME, "encoder_steps", tables.ENCODERS, usual)
+    for (_, steps), (method, flags) in columns.items():
         rows += make_rows(method, [steps / 1000, steps / 1000 + 0.02], flags=flags)
     text = tables.encoder_tables(tables.of(rows)["encoders"])["encoders"]
     assert line(text, "glyphs")[1:] == ["80.9 / 81.0 / 81.1"] * 4
@@ -240,7 +242,7 @@ def test_publishing(house, capsys):
     assert figures == ["alignment.png", "rates.png", "severity.png", "weights.png"]
     published = store.read_rows(Path("results/rows.jsonl"))
     assert len(published) == 30 and {row["ceiling"] for row in published} == {0.9, 0.888889}  # six decimals
-    assert len(store.read_rows(Path("results/rates.jsonl"))) == 3 * len(tables.rate_columns({}))
+    assert len(store.read_rows(Path("results/rates.jsonl"))) == 3 * 4 * 7
     assert not Path("results/settings.jsonl").exists()
 
 
