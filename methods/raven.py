@@ -21,9 +21,9 @@ y = softmax(sum_m theta_m log q_m), where log q_m stands for the weak model's lo
     s     | keep            (N,)        1, in the easy phase 0 for all but the easy; the mean is over all N
     eta_W | weight_lr                   plain SGD, constant rate
 
-In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. Where
-probabilities are combined, L is linear in theta: the weights drift to a vertex, as far as eta_W times the
-steps let them. Logits let them settle in between. Sharp labels are easy to follow, right or wrong.
+In the easy phase, the first `easy_phase` of the epochs, mask and frozen weights go together. L is linear in
+theta where probabilities are combined: weights drift to a vertex, as far as eta_W times the steps let them.
+With logits they settle in between, but on hard votes stay. Sharp labels are easy to follow, right or wrong.
 
 Differences from the paper: no search for each task (but --protocol); preferences train a reward model here,
 a policy in raven_dpo.py; where a task hands out labels, their cross-entropy is added, unmasked.
@@ -120,14 +120,14 @@ def main(argv=None) -> None:
 
     parser = evaluate.flags(__file__, __doc__)
     add, share = parser.add_argument, evaluate.number(float, 0, 1)
-    add("--weight-lr", type=evaluate.number(float, 0), help="eta_W: 1e-3, of logits 3e-2; paper: <= 1e-3")
+    add("--weight-lr", type=evaluate.number(float, 0), help="eta_W: 1e-3 to 3e-2, by kind of task")
     add("--easy-phase", type=share, default=0.2, help="share of the epochs; paper: .1, .2, .5")
-    add("--combine", choices=["auto", "probs", "logits"], default="auto", help="auto: by the kind of task")
+    add("--combine", choices=["auto", "probs", "logits"], default="auto", help="auto: by kind of task")
     for problem in evaluate.problems(parser, argv):
         task, args, weak_probs = problem.task, problem.args, problem.task.strong_train.weak_probs
-        auto = "logits" if task.kind in ("text", "preference") else "probs"
+        auto, eta = {"image": ("probs", 1e-3), "features": ("probs", 1e-2)}.get(task.kind, ("logits", 3e-2))
         combined = auto if args.combine == "auto" else args.combine
-        combination, eta = {"probs": (combine, 1e-3), "logits": (combine_logits, 3e-2)}[combined]
+        combination = {"probs": combine, "logits": combine_logits}[combined]
         own = {"easy_phase": args.easy_phase, "num_weak": weak_probs.shape[1], "combination": combination}
         own["weight_lr"] = eta if args.weight_lr is None else args.weight_lr
         own["loss_of"] = evaluate.loss_of(problem, raven_loss, argnums=(0, 2))

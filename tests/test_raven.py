@@ -122,7 +122,7 @@ def test_what_is_combined_follows_the_kind_of_task_and_the_flag(arrays, kind, co
     assert [row["combined"] for row in (auto, probs, logits)] == [combined, "probs", "logits"]
     assert auto["weights"] == {"probs": probs, "logits": logits}[combined]["weights"]
     assert probs["weights"] != logits["weights"]
-    eta = {"probs": "1e-3", "logits": "3e-2"}[combined]  # the usual one
+    eta = {"features": "1e-2", "preference": "3e-2"}[kind]  # the usual one
     assert run_script(raven, *flags, "auto", "--weight-lr", eta)[0]["weights"] == auto["weights"]
 
 
