@@ -4,7 +4,7 @@
 # ./run_all.sh cifar100   distillation on CIFAR-100 as published, for a GPU; 5 seeds of 5 trainings of 240 epochs
 # ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
 # ./run_all.sh protocol   every method with what protocol.py found for the kind of task
-# ./run_all.sh encoders   what encoders of another rounding change: pretrained for one step more or less
+# ./run_all.sh encoders   what another rounding changes: encoders that are pretrained for one step more
 # ./run_all.sh settings   AdaptConf's four settings, whole networks that also get labels; controls of its weight
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
@@ -78,14 +78,12 @@ END
     done | together
     ;;
 encoders)
-    for steps in 799 801; do
-        cat <<END
-naive.py --seeds 0 1 2 --encoder-steps $steps
-naive.py --seeds 0 1 2 --encoder-steps $steps --supervision mean
-adaptive_confidence.py --seeds 0 1 2 --encoder-steps $steps --supervision mean
-raven.py --seeds 0 1 2 --encoder-steps $steps
+    together <<'END'
+naive.py --seeds 0 1 2 --encoder-steps 801
+naive.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
+adaptive_confidence.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
+raven.py --seeds 0 1 2 --encoder-steps 801
 END
-    done | together
     ;;
 protocol)
     together <<'END'
