@@ -30,7 +30,7 @@ a policy in raven_dpo.py; where a task hands out labels, their cross-entropy is 
 
     python methods/raven.py --task glyphs-shift
 
-student .949, PGR .91 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
+student .949, PGR .90 over 5 seeds; 60 s on 2 CPU cores, 10 s once encoder and weak labels are cached.
 """
 
 import torch
