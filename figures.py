@@ -29,10 +29,10 @@ def draw_rates(table: Table) -> Figure:
         axis.axhline(mean(map(mean, values(some, "weak"))), color="black", linestyle=":", label="weak mean")
         axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
         for name in SOME:
-            at = [rate for rate in evaluate.RATES if columns[name, rate]]
-            centers, halves = zip(*(interval(values(columns[name, rate], "student")) for rate in at))
+            students = (values(columns[name, rate], "student") for rate in evaluate.RATES)
+            centers, halves = zip(*map(interval, students))
             style = {"color": COLORS[name], "markersize": 3, "linewidth": 1.2, "capsize": 2}
-            axis.errorbar(at, centers, yerr=halves, fmt="o-", label=name, **style)
+            axis.errorbar(evaluate.RATES, centers, yerr=halves, fmt="o-", label=name, **style)
         chosen = values(columns["ensemble", "auto"], "lr")
         place = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": COLORS["ensemble"]}
         axis.plot(chosen, [0] * len(chosen), "^", markersize=7, alpha=0.6, label="chosen by auto", **place)
