@@ -42,16 +42,16 @@ REPORTED = """text:boston+oklahoma+queensland:alberta text:oklahoma+queensland+s
 
 def search(trial, rows: list, columns: list) -> dict:
     """{(row, column): trial(row, column)} of TRIALS cells of a grid: the middle 3 x 3, then neighbours of the
-    best so far, as long as it has untried ones."""
+    best that has untried ones."""
     i, j = len(rows) // 2 - 2, len(columns) // 2 - 1
     plan, tried = [(i + a, j + b) for a in range(3) for b in range(3)], {}
-    while plan and len(tried) < TRIALS:
-        cell = plan.pop(0)
-        tried[cell] = trial(rows[cell[0]], columns[cell[1]])
-        if not plan:
-            a, b = max(tried, key=tried.get)
+    while len(tried) < TRIALS:
+        a, b = plan.pop(0)
+        tried[a, b] = trial(rows[a], columns[b])
+        for a, b in sorted(tried, key=tried.get, reverse=True) if not plan else []:
             near = {(a - 1, b), (a + 1, b), (a, b - 1), (a, b + 1)} - tried.keys()
-            plan = sorted((a, b) for a, b in near if 0 <= a < len(rows) and 0 <= b < len(columns))
+            if plan := sorted((a, b) for a, b in near if 0 <= a < len(rows) and 0 <= b < len(columns)):
+                break
     return {(rows[a], columns[b]): value for (a, b), value in tried.items()}
 
 

@@ -26,7 +26,7 @@ def hill(best):
 
 def test_a_search_goes_from_the_middle_to_the_neighbours_of_the_best():
     middle = [(i, j) for i in (2, 3, 4) for j in (1, 2, 3)]
-    assert hill((3, 2)) == middle  # whose neighbours are all tried
+    assert hill((3, 2)) == [*middle, (1, 2), (3, 0), (3, 4)]  # whose neighbours are all tried
     assert hill((5, 3)) == [*middle, (4, 4), (5, 3), (5, 2)]
     assert hill((0, 0))[9:] == [(1, 1), (2, 0), (0, 1)]
 
@@ -36,6 +36,7 @@ def test_what_is_found_is_kept_beside_other_kinds(npz, tmp_path, monkeypatch, ca
     monkeypatch.setattr(protocol, "TASKS", {"image": [npz]})
     monkeypatch.setattr(protocol, "OWN", {"raven": ("weight_lr", [1e-3, 1e-2, 1e-1])})
     monkeypatch.setattr(protocol, "RATES", [1e-4, 1e-3, 1e-2, 3e-2])
+    monkeypatch.setattr(protocol, "TRIALS", 11)
     monkeypatch.setattr(protocol, "SEEDS", ["10"])
     old = {"kind": "text", "method": "raven", "supervision": None, "flags": {}, "trials": []}
     write_lines(evaluate.PROTOCOL, [old, old | {"kind": "image"}])
@@ -43,7 +44,7 @@ def test_what_is_found_is_kept_beside_other_kinds(npz, tmp_path, monkeypatch, ca
     new, kept = map(json.loads, evaluate.PROTOCOL.read_text().splitlines())
     assert kept == old and json.loads(capsys.readouterr().out) == new
     lr, weight_lr, val = max(new["trials"], key=lambda trial: trial[2])
-    assert new["flags"] == {"lr": lr, "weight_lr": weight_lr} and len(new["trials"]) >= 9
+    assert new["flags"] == {"lr": lr, "weight_lr": weight_lr} and len(new["trials"]) == 11
     rows = [json.loads(row) for row in open("runs/protocol/raven.jsonl")]
     assert len(rows) == len(new["trials"]) and val == max(row["val"] for row in rows)
 
