@@ -117,7 +117,7 @@ def draw_alignment(table: Table) -> Figure:
             frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4, label=name)
         before = mean(values(merged(columns), "gold_reward_before"))
         frontier.plot(0, before, "k+", label="before training")
-        frontier.legend(fontsize=7, loc="lower right", frameon=True)
+        frontier.locator_params(axis="x", nbins=5)
         frontier.set(title=title(line, columns), xlabel="KL per token (nats)", ylabel="gold reward")
         for row in columns["DPO-R"].values():
             weights.set_prop_cycle(None)
@@ -125,4 +125,5 @@ def draw_alignment(table: Table) -> Figure:
             lines = weights.plot(steps, history, alpha=0.7)
             weights.legend(lines, [f"reward model of {name}" for name in row["reward_models"]], fontsize=7)
         weights.set(xlabel="step", ylabel="weight in DPO-R", ylim=(-0.03, 1.03))
+    figure.legend(*frontier.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
