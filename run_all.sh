@@ -79,7 +79,10 @@ END
     ;;
 encoders)
     together <<'END'
-naive.py --seeds 0 1 2 --encoder-steps 801
+naive.py --seeds 0 1 2 --encoder-steps 801 --task glyphs glyphs-shift glyphs-cue
+naive.py --seeds 0 1 2 --encoder-steps 801 --task reviews reviews-shift preferences preferences-shift
+END
+    together <<'END'
 naive.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
 adaptive_confidence.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
 raven.py --seeds 0 1 2 --encoder-steps 801
