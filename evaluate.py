@@ -277,6 +277,7 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
         "n_test": len(y),
         **figures,
     }
+    row["agreement_naive"] = None
     if strong.labels is None:
         named = ((f"naive {i} of {len(own)}", q) for i, q in enumerate(supervisors(problem)))
         naive = (trained(*given, name, q, problem.args.lr) for name, q in named)

@@ -4,9 +4,9 @@
     python methods/raven.py --protocol              # takes what was found for the task's kind; flags override
 
 A trial is the mean accuracy on `val` over TASKS and SEEDS, which are reported nowhere else. A search starts
-with three learning rates times three values of the method's own flag, and goes on with untried neighbours of
-the best. The kind "features" is searched on tweets about a disaster, read by a text encoder and saved as
-FILE.npz, as is what it is reported on: tweets about four others.
+with three learning rates times three values of the method's own flag, around the usual ones, and goes on with
+untried neighbours of the best. The kind "features" is searched on tweets about a disaster, read by a text
+encoder and saved as FILE.npz, as is what it is reported on: tweets about four others.
 """
 
 import argparse
@@ -41,8 +41,8 @@ REPORTED = """text:boston+oklahoma+queensland:alberta text:oklahoma+queensland+s
 
 
 def search(trial, rows: list, columns: list) -> dict:
-    """{(row, column): trial(row, column)} of TRIALS cells of a grid: the middle 3 x 3, then neighbours of the
-    best that has untried ones."""
+    """{(row, column): trial(row, column)} of TRIALS cells of a grid: 3 x 3 near its middle, then neighbours
+    of the best that has untried ones."""
     i, j = len(rows) // 2 - 2, len(columns) // 2 - 1
     plan, tried = [(i + a, j + b) for a in range(3) for b in range(3)], {}
     while len(tried) < TRIALS:

@@ -4,7 +4,7 @@
 # ./run_all.sh cifar100   distillation on CIFAR-100 as published, for a GPU; 5 seeds of 5 trainings of 240 epochs
 # ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
 # ./run_all.sh protocol   every method with what protocol.py found for the kind of task
-# ./run_all.sh encoders   what another rounding changes: encoders that are pretrained for one step more
+# ./run_all.sh encoders   what other encoders change: pretrained for one step more, on other draws
 # ./run_all.sh settings   AdaptConf's four settings, whole networks that also get labels; controls of its weight
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail

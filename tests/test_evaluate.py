@@ -145,8 +145,14 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
     x = torch.stack([y, place], 1)
     test = data.Split(x, y, torch.stack([right_below(share)(x) for share in (0.5, 0.7)], 1))
     task = data.Task("features", 2, None, test, data.Split(x, 1 - y), test, "given", ["a", "b"])
-    monkeypatch.setattr(evaluate, "trained", lambda *given: right_below(ceiling))  # and naive students
-    args = Namespace(supervision="each", out=".", lr=1.0, ceiling_lr=1.0)
+
+    def trained(task, args, identity, name, targets, lr):  # the ceiling, and naive students
+        assert lr == (0.5 if name == "ceiling" else 1.0)
+        assert targets.equal(y if name == "ceiling" else test.weak_probs[:, int(name[6])])
+        return right_below(ceiling)
+
+    monkeypatch.setattr(evaluate, "trained", trained)
+    args = Namespace(supervision="each", out=".", lr=1.0, ceiling_lr=0.5)
     identity = store.identity("naive", "t", 0, None, "cpu", {})
     targets = None if len(students) > 1 else [right_below(0.7)(x)]
     problem = evaluate.Problem(task, args, identity, compiled=False, begun=0.0)
@@ -169,6 +175,21 @@ def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
     naive.train_student(student, **training)
     ceiling = evaluate.trained(*problem[:3], "ceiling", task.strong_train.y, 0.03)
     torch.testing.assert_close(ceiling.weight, student.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_trained_is_told_apart_in_the_cache(npz, monkeypatch, tmp_path):
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    known, targets = data.resolve(npz), torch.full((280, 4), 0.25)
+    task, row = models.supervise(known, 0, None, "cpu", 10), store.identity("naive", npz, 0, None, "cpu", {})
+    flags = known.recipe | {"seed": 0, "encoder_steps": 10}
+
+    def weight(name="a", lr=0.03, y=task.strong_train.y, **changed):
+        return evaluate.trained(task, Namespace(**flags | changed), row, name, y, lr).weight
+
+    first = weight()
+    assert weight(y=targets).equal(first)  # as the name is the same
+    others = [weight("b", y=targets), weight(lr=0.01), weight(steps=20), weight(batch_size=7), weight(seed=1)]
+    assert not any(other.equal(first) for other in others)
 
 
 def test_divergence_is_bad_input_not_a_row(npz, monkeypatch):
