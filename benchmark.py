@@ -39,6 +39,7 @@ import raven
 import evaluate
 import models
 import report
+from tables import markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = [(16384, 1000, "float32"), (16384, 1000, "bfloat16"), (4096, 32000, "float32")]  # N, C
@@ -158,7 +159,7 @@ def tables(found: list[dict]) -> str:
     for (machine, kind), group in itertools.groupby(found, lambda row: (row["machine"], row["kind"])):
         entries = [dict(list(row.items())[3:]) for row in group]
         lines = [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in each.values()] for each in entries]
-        parts += [f"{TITLES[kind]}; {machine}:", report.markdown(list(entries[0]), lines)]
+        parts += [f"{TITLES[kind]}; {machine}:", markdown(list(entries[0]), lines)]
     return "\n\n".join(parts)
 
 
