@@ -179,8 +179,7 @@ def choose_lr(task: data.Task, args, identity: dict) -> float:
 def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
     """What each of S students learns from, (N, C) each: the labels of every weak model, or their mean."""
     weak_probs = getattr(problem.task, split).weak_probs
-    each = getattr(problem.args, "supervision", "mean") == "each"  # RAVEN is compared with the mean
-    return list(weak_probs.unbind(1)) if each else [weak_probs.mean(1)]
+    return list(weak_probs.unbind(1)) if problem.args.supervision == "each" else [weak_probs.mean(1)]
 
 
 def start(problem: Problem, weak_probs: torch.Tensor) -> tuple[torch.nn.Module, dict]:
@@ -241,9 +240,10 @@ def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
     return (student - weak) / (ceiling - weak) if ceiling - weak > 2 * standard_error else None
 
 
-def report(problem: Problem, students: list, targets: list[torch.Tensor] | None = None, **figures) -> None:
+def report(problem: Problem, students: list, targets=None, naive=True, **figures) -> None:
     """Scores S trained students, prints and saves the row. targets: S (N, C), what supervised them, on test,
-    by default `supervisors`; figures: the method's own. InputError where training diverged.
+    by default `supervisors`; naive: compare with naive students of the same labels, rate and length; figures:
+    the method's own. InputError where training diverged.
 
     The PGR compares the student of one weak model with that model, and the student of several with their mean
     accuracy (RAVEN, Eq. 18)."""
@@ -278,12 +278,12 @@ def report(problem: Problem, students: list, targets: list[torch.Tensor] | None 
         **figures,
     }
     row["agreement_naive"] = None
-    if strong.labels is None:
+    if naive and strong.labels is None:
         named = ((f"naive {i} of {len(own)}", q) for i, q in enumerate(supervisors(problem)))
-        naive = (trained(*given, name, q, problem.args.lr) for name, q in named)
-        said = [models.predict(each, x).argmax(-1) for each in naive]  # by naive students of the same labels
+        others = (trained(*given, name, q, problem.args.lr) for name, q in named)
+        said = [models.predict(other, x).argmax(-1) for other in others]
         row["agreement_naive"] = mean(map(accuracy, scores, said))
-    elif not strong.labels.equal(strong.y):  # else that is the ceiling
+    if strong.labels is not None and not strong.labels.equal(strong.y):  # else that is the ceiling
         alone = trained(*given, "labels alone", strong.labels, problem.args.ceiling_lr)
         row["labels_alone"] = accuracy(models.predict(alone, x), y)
     if task.novel:

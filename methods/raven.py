@@ -135,7 +135,7 @@ def main(argv=None) -> None:
         weight_history = train_student(student, **training, **own)
         easy, final = unanimous(weak_probs).double(), weight_history[-1]
         evaluate.report(
-            problem, [student], [combination(task.test.weak_probs, final)], combined=combined,
+            problem, [student], [combination(task.test.weak_probs, final)], combined=combined, naive=False,
             weights=final.tolist(), weight_history=weight_history.tolist(), easy_fraction=easy.mean().item(),
             easy_classes=weak_probs[easy > 0, 0].argmax(-1).bincount(minlength=task.num_classes).tolist(),
         )  # fmt: skip
