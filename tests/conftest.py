@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import models
 import store
 
@@ -23,8 +24,9 @@ METHODS = ["adaptive_confidence", "confidence", "naive", "raven"]  # that learn 
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch, tmp_path_factory):
-    """Nothing a test writes lands in the repository, and what is slow is computed once."""
+    """Nothing a test writes lands in the repository; what is slow is computed once; training is brief."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(data.HEAD, "steps", 200)
     monkeypatch.setattr(store, "CACHE", tmp_path_factory.getbasetemp() / "cache")
 
 

@@ -108,7 +108,7 @@ def test_students_of_the_mean_and_the_initial_student_are_the_same_in_all_method
 
 def test_a_killed_run_continues(npz):
     """Killed after its first row; afterwards the rows are those of an unbroken run."""
-    flags = ["--task", npz, *"--seeds 0 1 2 3 --device cpu".split()]
+    flags = ["--task", npz, *"--seeds 0 1 2 3 --steps 1000 --device cpu".split()]
     command = [sys.executable, str(ROOT / "methods" / "raven.py"), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
