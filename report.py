@@ -53,7 +53,11 @@ def main(argv=None) -> None:
     found = tables.of(rows)
     parts = {"rows": ("heads", "trust", "protocol"), "rates": ("rates", "auto", "encoders")}
     parts |= {"settings": ("settings",), "alignment": ("policies",)}
-    published = {part: tables.rows_of([found[name] for name in names]) for part, names in parts.items()}
+    published, seen = {}, set()  # each row once
+    for part, names in parts.items():
+        own = tables.rows_of([found[name] for name in names])
+        published[part] = [row for row in own if id(row) not in seen]
+        seen |= {id(row) for row in own}
     sources = {
         (row["torch"], row["device"], not (row["commit"] or "-dirty").endswith("-dirty"))
         for own in published.values() for row in own

@@ -36,7 +36,7 @@ COLORS = {name: color for name, (*_, color) in (COLUMNS | POLICIES).items()}
 SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")  # where there is no room for all
 TUNED = SOME[1:]
 ENCODERS = [800, 801]  # steps of pretraining
-RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4}  # the usual ones
+USUAL_RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4}  # the usual ones
 TRUST = {name: COLUMNS[name] for name in ("ensemble", "RAVEN")} | {"equal": ("raven", {"weight_lr": 0.0})}
 SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / AugConf / AdaptConf in %
     "distillation": ((0.5, 0.0), "CIFAR-100, ResNet20 → ResNet56: 73.81 / 73.86 / 74.17"),
@@ -45,7 +45,7 @@ SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / 
     "transfer": ((4.0, 0.0), "ImageNet, ResNet50 → ViT-B (MAE): 83.62 / 83.69 / 83.86"),
 }
 DEFAULTS = {"temperature": 8.0, "beta_ramp": 0.5}  # of these flags
-CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}  # --beta -> what stands for b
+CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}  # --beta -> instead of b
 LABEL_FREE = ("glyphs-shift", "reviews-shift", "preferences-shift")  # also in the ablation of b
 SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in (0.2, 0.6, 0.8)}
 KINDS = "cifar100 glyphs mnist usps reviews text preferences hh".split()  # lines in this order, then others
@@ -165,17 +165,17 @@ def main_tables(table: Table) -> dict[str, str]:
     first, scores, differences = {}, {}, {}
     for line, columns in table.items():
         some = merged(columns)
-        whole, ceiling = title(line, columns), {"ceiling": show(values(some, "ceiling"))}
+        head, ceiling = title(line, columns), {"ceiling": show(values(some, "ceiling"))}
         students = {name: show(values(rows, "student")) for name, rows in columns.items()}
         if line in FIRST_TASKS:
             weak = show([mean(accuracies) for accuracies in values(some, "weak")])
-            first[whole] = {"weak mean": weak} | {name: students[name] for name in SOME} | ceiling
+            first[head] = {"weak mean": weak} | {name: students[name] for name in SOME} | ceiling
         weak = zip(values(some, "weak_models")[0], map(show, zip(*values(some, "weak"))))
         own = {"features": values(some, "encoder")[0], "weak models": ", ".join(map(" ".join, weak))}
         pgrs = {name: show(values(rows, "pgr"), 0) for name, rows in columns.items()}
-        scores[whole] = own | {name: f"{students[name]} / {pgrs[name]}" for name in COLUMNS} | ceiling
-        gains = {f"{name} − naive": gain(columns[name], columns["naive"]) for name in list(COLUMNS)[1:]}
-        differences[whole] = gains
+        scores[head] = own | {name: f"{students[name]} / {pgrs[name]}" for name in COLUMNS} | ceiling
+        others = list(COLUMNS)[1:]
+        differences[head] = {f"{name} − naive": gain(columns[name], columns["naive"]) for name in others}
     texts = {"table": sheet("accuracy in %", first), "scores": sheet("accuracy / PGR in %", scores)}
     return texts | {"differences": sheet("accuracy in points", differences)}
 
@@ -262,7 +262,7 @@ def settings_tables(rows: list[dict]) -> dict[str, str]:
     settings, ablation = {}, {}
     for line, columns in table.items():
         some = merged(columns)
-        row, title = some[min(some)], f"{line} (n = {len(some)})"
+        row, head = some[min(some)], title(line, columns)
         students = {name: show(values(columns[name], "student")) for name in ("KD", "AugConf", "AdaptConf")}
         if row["setting"]:
             (temperature, ramp), published = SETTINGS[row["setting"]]
@@ -274,11 +274,11 @@ def settings_tables(rows: list[dict]) -> dict[str, str]:
                 gains = values(columns[name], "student", columns[other])
                 center, half = interval(gains) if gains else (1, 0)
                 own[f"{name} − {other}"] = show(gains, sign="+") + ("" if center > half else ", not shown")
-            settings[title] = own | {"published: KD / AugConf / AdaptConf": published}
+            settings[head] = own | {"published: KD / AugConf / AdaptConf": published}
         if any(columns[beta] for beta in CONTROLS):
             gains = {name: gain(rows, columns["KD"]) for name, rows in columns.items()}
-            ablation[title] = {"b = 0 (KD, naive)": students["KD"], "adaptive": gains["AdaptConf"]}
-            ablation[title] |= {f"{beta}: {meaning}": gains[beta] for beta, meaning in CONTROLS.items()}
+            ablation[head] = {"b = 0 (KD, naive)": students["KD"], "adaptive": gains["AdaptConf"]}
+            ablation[head] |= {f"{beta}: {meaning}": gains[beta] for beta, meaning in CONTROLS.items()}
     ablation = sheet("accuracy in %, gains in points", ablation)
     return {"settings": sheet("accuracy in %", settings), "ablation": ablation}
 
@@ -297,9 +297,9 @@ def alignment_tables(table: Table) -> dict[str, str]:
             shares = [(win - 0.5) / (most - 0.5) for win, most in zip(wins, best) if clear]
             lines[name] = {"win rate in %": show(wins), "recovered in %": show(shares, 0)}
             lines[name]["win rate − ensemble's"] = gain(rows, columns["ensemble"], "win_rate")
-            for title, (key, digits) in measured.items():
-                lines[name][title] = show(values(rows, key), digits, scale=1)
-        texts.append(sheet(f"{line} (n = {len(some)})", lines))
+            for measure, (key, digits) in measured.items():
+                lines[name][measure] = show(values(rows, key), digits, scale=1)
+        texts.append(sheet(title(line, columns), lines))
         agreed = f"accuracy in % (all agree on {show(values(some, 'easy_fraction'))} % of the pairs)"
         lines = {}
         for m, reward_model in enumerate(values(some, "reward_models")[0]):
@@ -319,9 +319,9 @@ def of(rows: list[dict]) -> dict[str, Table]:
 
     found = {"heads": tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)}
     found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
-    of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(RATES, "usual"))
-    of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(RATES, 800))
-    of_rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], RATES)
+    of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
+    of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(USUAL_RATES, 800))
+    of_rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], USUAL_RATES)
     found |= {"rates": whole(lambda row: of_rates), "auto": whole(lambda row: of_auto)}
     found |= {"encoders": whole(lambda row: of_encoders)}
     found |= {"protocol": tabulate(rows, protocol_columns), "policies": tabulate(rows, lambda row: POLICIES)}
