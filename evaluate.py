@@ -17,6 +17,7 @@ from statistics import mean
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 import data
 import models
@@ -100,8 +101,9 @@ def run(main) -> None:
         sys.exit(2)
 
 
-def missing(parser, argv, resolve=data.resolve):
+def missing(parser, argv, resolve=data.resolve, heads=False):
     """(known task, args, identity) of each task and seed that has no row; rows that are there are printed.
+    InputError where heads, or a flag, asks for a task of linear heads and it is not.
 
     The identity names only the flags that differ from the defaults and from the task's recipe."""
     args, method = parser.parse_args(argv), Path(parser.prog).stem
@@ -110,13 +112,15 @@ def missing(parser, argv, resolve=data.resolve):
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
     for each in known:
-        if (args.lr == "auto" or args.protocol) and each.recipe is not data.HEAD:
-            raise data.InputError(f"--lr auto and --protocol are for linear heads, not for {each.name}")
+        if (heads or args.lr == "auto" or args.protocol) and each.recipe is not data.HEAD:
+            asked = "this method" if heads else "--lr auto or --protocol"
+            raise data.InputError(f"{asked} is for linear heads on features, not for {each.name}")
         usual = vars(parser.parse_args([])) | each.recipe
         if args.protocol:
-            usual |= searched(method, each.kind, getattr(args, "supervision", None))  # RAVEN has none
+            found = searched(method, each.kind, getattr(args, "supervision", None))  # not all have one
+            usual |= found
         own = vars(parser.parse_args(argv, argparse.Namespace(**usual)))
-        own["protocol"] = args.protocol and data.fingerprint(PROTOCOL)
+        own["protocol"] = args.protocol and found
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         folder = args.data_dir if each.has_files else None
         for seed in args.seeds:
@@ -127,20 +131,24 @@ def missing(parser, argv, resolve=data.resolve):
                 yield each, argparse.Namespace(**own | {"seed": seed}), identity
 
 
+def searches() -> list[dict]:
+    """What protocol.py found."""
+    return [json.loads(line) for line in PROTOCOL.read_text().splitlines()]
+
+
 def searched(method: str, kind: str, supervision: str | None) -> dict:
     """The flags that protocol.py found for the method on tasks of that kind."""
     wanted = {"kind": kind, "method": method, "supervision": supervision}
-    lines = map(json.loads, PROTOCOL.read_text().splitlines())
-    return next(line["flags"] for line in lines if wanted.items() <= line.items())
+    return next(line["flags"] for line in searches() if wanted.items() <= line.items())
 
 
 def compile_wanted(args) -> bool:
     return args.compile == "on" or (args.compile == "auto" and args.device.startswith("cuda"))
 
 
-def problems(parser, argv=None):
-    """A Problem for each task and seed that has no row yet."""
-    for known, args, identity in missing(parser, argv):
+def problems(parser, argv=None, heads=False):
+    """A Problem for each task and seed that has no row yet. heads: only of tasks of linear heads."""
+    for known, args, identity in missing(parser, argv, heads=heads):
         given = (args.data_dir, args.device, args.encoder_steps, args.text_encoder)
         task = models.supervise(known, args.seed, *given)
         if args.lr == "auto":
@@ -177,9 +185,14 @@ def choose_lr(task: data.Task, args, identity: dict) -> float:
 
 
 def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
-    """What each of S students learns from, (N, C) each: the labels of every weak model, or their mean."""
+    """What each of S students learns from, (N, C) each: every weak model's labels, their mean, or the class
+    that most of them name; of several such classes the one with the largest mean."""
     weak_probs = getattr(problem.task, split).weak_probs
-    return list(weak_probs.unbind(1)) if problem.args.supervision == "each" else [weak_probs.mean(1)]
+    mean_label, num_classes = weak_probs.mean(1), weak_probs.shape[-1]
+    if problem.args.supervision == "vote":
+        votes = F.one_hot(weak_probs.argmax(-1), num_classes).sum(1)
+        return [F.one_hot((votes + mean_label).argmax(-1), num_classes).to(mean_label)]
+    return [mean_label] if problem.args.supervision == "mean" else list(weak_probs.unbind(1))
 
 
 def start(problem: Problem, weak_probs: torch.Tensor) -> tuple[torch.nn.Module, dict]:

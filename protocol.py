@@ -33,17 +33,21 @@ OWN = {  # method -> its flag that is searched besides the rate
     "confidence": ("alpha", [0.125, 0.25, 0.5, 0.75, 0.9]),
     "adaptive_confidence": ("temperature", [0.125, 0.5, 2.0, 8.0, 32.0]),
     "raven": ("weight_lr", [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0]),
+    "dawid_skene": ("smoothing", [0.1, 1.0, 10.0, 100.0, 1000.0]),
+    "prototypes": ("gamma", [0.5, 1.0, 2.0, 4.0, 8.0]),
 }
+SUPERVISIONS = {"naive": ["each", "mean", "vote"], "confidence": ["each", "mean"]}  # others have none
+SUPERVISIONS["adaptive_confidence"] = SUPERVISIONS["confidence"]
 TASKS = {"image": ["glyphs-shift"], "text": ["reviews-shift"], "preference": ["preferences-shift"]}
 TASKS["features"] = ["text:alberta+boston+queensland:oklahoma"]
 REPORTED = """text:boston+oklahoma+queensland:alberta text:oklahoma+queensland+sandy:boston
     text:sandy+west+alberta:queensland text:west+alberta+boston:sandy""".split()
 
 
-def search(trial, rows: list, columns: list) -> dict:
-    """{(row, column): trial(row, column)} of TRIALS cells of a grid: 3 x 3 near its middle, then neighbours
-    of the best that has untried ones."""
-    i, j = len(rows) // 2 - 2, len(columns) // 2 - 1
+def search(trial, rows: list, columns: list, i: int) -> dict:
+    """{(row, column): trial(row, column)} of TRIALS cells of a grid: 3 x 3 from row i on, near the middle of
+    the columns, then neighbours of the best that has untried ones."""
+    j = len(columns) // 2 - 1
     plan, tried = [(i + a, j + b) for a in range(3) for b in range(3)], {}
     while len(tried) < TRIALS:
         a, b = plan.pop(0)
@@ -87,18 +91,18 @@ def main(argv=None) -> None:
         given = (args.out, args.data_dir, args.text_encoder)
         tasks = [save_npz(name, *given) for name in tasks + REPORTED][: len(tasks)]
     for method, (flag, choices) in OWN.items():
-        for supervision in ("each", "mean") if method != "raven" else (None,):
+        for supervision in SUPERVISIONS.get(method, [None]):
             line = {"kind": args.kind, "method": method, "supervision": supervision}
             fixed = ["--task", *tasks, "--seeds", *SEEDS, "--out", args.out]
             fixed += ["--supervision", supervision] if supervision else []
-            tried = search(functools.partial(val, method, fixed, flag), RATES, choices)
+            first = RATES.index(3e-4 if method == "prototypes" else 1e-5)  # whose labels bear more
+            tried = search(functools.partial(val, method, fixed, flag), RATES, choices, first)
             lr, own = max(tried, key=tried.get)
             line |= {"flags": {"lr": lr, flag: own}, "trials": [[*cell, tried[cell]] for cell in tried]}
             print(json.dumps(line), flush=True)
             lines.append(line)
     with store.locked(evaluate.PROTOCOL):
-        others = map(json.loads, evaluate.PROTOCOL.read_text().splitlines())
-        lines += [line for line in others if line["kind"] != args.kind]
+        lines += [line for line in evaluate.searches() if line["kind"] != args.kind]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         store.write_atomically(evaluate.PROTOCOL, lambda file: file.write(text.encode()))
 

@@ -48,6 +48,12 @@ adaptive_confidence.py --supervision mean --task glyphs-shift-0.2 glyphs-shift-0
 raven.py
 raven.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 raven.py --weight-lr 0
+naive.py --supervision vote
+naive.py --supervision vote --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
+dawid_skene.py
+dawid_skene.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
+prototypes.py
+prototypes.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 END
     ;;
 alignment)
@@ -74,6 +80,7 @@ naive.py --seeds 0 1 2 --lr $lr
 naive.py --seeds 0 1 2 --lr $lr --supervision mean
 adaptive_confidence.py --seeds 0 1 2 --lr $lr --supervision mean
 raven.py --seeds 0 1 2 --lr $lr
+prototypes.py --seeds 0 1 2 --lr $lr
 END
     done | together
     ;;
@@ -86,6 +93,7 @@ END
 naive.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
 adaptive_confidence.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
 raven.py --seeds 0 1 2 --encoder-steps 801
+prototypes.py --seeds 0 1 2 --encoder-steps 801
 END
     ;;
 protocol)
@@ -97,6 +105,9 @@ confidence.py --protocol --supervision mean
 adaptive_confidence.py --protocol
 adaptive_confidence.py --protocol --supervision mean
 raven.py --protocol
+naive.py --protocol --supervision vote
+dawid_skene.py --protocol
+prototypes.py --protocol
 END
     ;;
 settings) # T and ramp of AdaptConf's authors, not chosen on our data; tau is 1 (theirs: 10 few-shot, 1 to 20 noisy)

@@ -7,6 +7,7 @@ share data, splits, weak models and initial student.
 
 import json
 import math
+import re
 from collections import Counter
 from statistics import mean, stdev
 
@@ -23,6 +24,9 @@ COLUMNS = {  # name -> method, flags that differ from its defaults, colour
     "AdaptConf": ("adaptive_confidence", {}, "#ff7f0e"),
     "AdaptConf on ensemble": ("adaptive_confidence", {"supervision": "mean"}, "#d62728"),
     "RAVEN": ("raven", {}, "#6a3d9a"),
+    "majority vote": ("naive", {"supervision": "vote"}, "#9edae5"),
+    "Dawid & Skene": ("dawid_skene", {}, "#bcbd22"),
+    "prototypes": ("prototypes", {}, "#e377c2"),
 }
 POLICIES = {
     "one reward model": ("raven_dpo", {"supervision": "one"}, "#888888"),
@@ -33,10 +37,11 @@ POLICIES = {
     "ceiling": ("raven_dpo", {"supervision": "gold"}, "black"),
 }
 COLORS = {name: color for name, (*_, color) in (COLUMNS | POLICIES).items()}
-SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN")  # where there is no room for all
-TUNED = SOME[1:]
+SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN", "prototypes")  # where all have no room
+TUNED = SOME[1:4]
 ENCODERS = [800, 801]  # steps of pretraining
-USUAL_RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4}  # the usual ones
+CONFIDENT = ("confidence", "adaptive_confidence")
+USUAL_RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4, "prototypes": 1e-3}
 TRUST = {name: COLUMNS[name] for name in ("ensemble", "RAVEN")} | {"equal": ("raven", {"weight_lr": 0.0})}
 SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / AugConf / AdaptConf in %
     "distillation": ((0.5, 0.0), "CIFAR-100, ResNet20 → ResNet56: 73.81 / 73.86 / 74.17"),
@@ -49,6 +54,12 @@ CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}
 LABEL_FREE = ("glyphs-shift", "reviews-shift", "preferences-shift")  # also in the ablation of b
 SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in (0.2, 0.6, 0.8)}
 KINDS = "cifar100 glyphs mnist usps reviews text preferences hh".split()  # lines in this order, then others
+FAMILIES = {  # the start of a line, the first that fits
+    "glyphs": "rendered digits", "usps-mnist": "handwriting", "mnist-usps": "handwriting",
+    "reviews": "generated reviews", "preferences": "generated preferences", "hh": "HH-RLHF",
+    **{f"text:{each}": "Amazon reviews" for each in ("books", "dvd", "electronics", "kitchen")},
+    "text:": "tweets",
+}  # fmt: skip
 FIRST_TASKS = """glyphs-shift usps-mnist reviews-shift text:books:kitchen text:kitchen:books
     preferences-shift hh-helpful-harmless""".split()  # in README.md
 # Quantile .975 of Student's t at 1, 2, ... 10 degrees of freedom; beyond, the last serves (a bit too wide).
@@ -67,9 +78,10 @@ def variants(names: tuple, flag: str, choices: list, usual: dict) -> dict:
 
 
 def protocol_columns(row: dict) -> dict:
-    """The same methods with what protocol.py found."""
-    own = {"protocol": data.fingerprint(evaluate.PROTOCOL)}
-    return {name: (method, flags | own) for name, (method, flags, _) in COLUMNS.items()}
+    """The same methods with what protocol.py found last."""
+    own = {"protocol": row["flags"].get("protocol")}
+    last = own["protocol"] in [each["flags"] for each in evaluate.searches()]
+    return {name: (method, flags | own) for name, (method, flags, _) in COLUMNS.items() if last}
 
 
 def settings_columns(row: dict) -> dict:
@@ -210,6 +222,39 @@ def confidence_tables(table: Table) -> dict[str, str]:
     return {"confidence": sheet("gains in points, agreement in %", lines)}
 
 
+def family(line: str) -> str:
+    """The task's, of a file the start of its name."""
+    if ".npz" in line:
+        return re.split("[-_.]", line)[0]
+    return next(name for start, name in FAMILIES.items() if line.startswith(start))
+
+
+def against_tables(table: Table) -> dict[str, str]:
+    """Every method against RAVEN over tasks: in all, and for each family of tasks."""
+    others, families, methods, means = [name for name in COLUMNS if name != "RAVEN"], {}, {}, {}
+    pgrs = {name: [values(columns[name], "pgr") for columns in table.values()] for name in COLUMNS}
+    known = [all(None not in own[i] for own in pgrs.values()) for i in range(len(table))]
+    for line, columns in table.items():
+        means[line] = {name: mean(values(columns[name], "student", columns["RAVEN"])) for name in others}
+        families.setdefault(family(line), []).append(means[line])
+    for name in COLUMNS:
+        of_all = mean(mean(own) for own, each in zip(pgrs[name], known) if each) if any(known) else None
+        own = methods[name] = {f"mean PGR, {sum(known)} tasks": show([of_all], 0)}
+        if name != "RAVEN":
+            gains = {line: each[name] for line, each in means.items()}
+            worst = min(gains, key=gains.get)
+            own[f"− RAVEN, {len(gains)} tasks"] = show([*gains.values()], sign="+")
+            own["better on"] = str(sum(each > 0 for each in gains.values()))
+            own["worst"] = f"{show([gains[worst]], sign='+')} ({worst})"
+        else:
+            own |= {f"− RAVEN, {len(table)} tasks": "", "better on": "", "worst": ""}
+    by_family = {
+        f"{name} ({len(own)})": {other: show([each[other] for each in own], sign="+") for other in others}
+        for name, own in sorted(families.items())
+    }
+    return {"against": sheet("points, PGR in %", methods), "families": sheet("− RAVEN, points", by_family)}
+
+
 def auto_tables(table: Table) -> dict[str, str]:
     """The rates that auto chooses, and what students gain at them over the usual one."""
     lines = {}
@@ -236,8 +281,8 @@ def protocol_tables(table: Table) -> dict[str, str]:
     """What protocol.py found, and what students are with it."""
     found, scores = {}, {}
     names = {(m, flags.get("supervision", "each")): name for name, (m, flags, _) in COLUMNS.items()}
-    names["raven", None] = "RAVEN"
-    for each in map(json.loads, evaluate.PROTOCOL.read_text().splitlines()):
+    names |= {(m, None): name for (m, _), name in names.items()}
+    for each in evaluate.searches():
         (_, lr), (flag, own) = each["flags"].items()
         name, vals = names[each["method"], each["supervision"]], [val for *_, val in each["trials"]]
         line = found.setdefault(f"{name}: --lr, --{flag.replace('_', '-')}", {})
@@ -318,7 +363,9 @@ def of(rows: list[dict]) -> dict[str, Table]:
         return {line: own for line, own in tabulate(rows, columns_of).items() if all(own.values())}
 
     found = {"heads": tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)}
+    confidence = {name: own for name, own in COLUMNS.items() if own[0] in ("naive", *CONFIDENT)}
     found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
+    found |= {"confidence": whole(lambda row: confidence)}
     of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
     of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(USUAL_RATES, 800))
     of_rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], USUAL_RATES)
@@ -334,7 +381,8 @@ def of(rows: list[dict]) -> dict[str, Table]:
 
 def texts(found: dict[str, Table], rows: list[dict]) -> dict[str, str]:
     """What is printed and published, by the mark in the page; empty where there are no rows."""
-    made = {"heads": main_tables, "compared": confidence_tables, "trust": weight_tables, "auto": auto_tables}
+    made = {"heads": main_tables, "confidence": confidence_tables, "compared": against_tables}
+    made |= {"trust": weight_tables, "auto": auto_tables}
     made |= {"encoders": encoder_tables, "protocol": protocol_tables, "policies": alignment_tables}
     made = [make(found[name]) for name, make in made.items()] + [settings_tables(rows)]
     return {mark: text for each in made for mark, text in each.items()}

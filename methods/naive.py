@@ -13,7 +13,8 @@ student often ends higher: what the weak labels have in common comes easier to i
           | ceiling                  the same student, trained on the ground truth of the same samples
 
 With several weak models, `--supervision each` trains one student per weak model, `--supervision mean` one on
-the mean of their soft labels: the baseline that RAVEN's authors call the ensemble.
+the mean of their soft labels: the baseline that RAVEN's authors call the ensemble. `--supervision vote` takes
+what most of them say, as hard labels.
 
 Differences from the paper: several weak models; the numbers of the equations are ours. As in the paper's
 vision setting the student is a linear head on frozen features, which are standardised here; in the tasks of
@@ -68,7 +69,7 @@ def main(argv=None) -> None:
     import evaluate
 
     parser = evaluate.flags(__file__, __doc__)
-    parser.add_argument("--supervision", choices=["each", "mean"], default="each", help="whose labels")
+    parser.add_argument("--supervision", choices=["each", "mean", "vote"], default="each", help="whose labels")
     for problem in evaluate.problems(parser, argv):
         students = []
         for weak_probs in evaluate.supervisors(problem):
