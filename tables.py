@@ -5,7 +5,6 @@ has the seeds that all columns with rows share. Differences are taken seed by se
 share data, splits, weak models and initial student.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -13,7 +12,6 @@ from statistics import mean, stdev
 
 import numpy as np
 
-import data
 import evaluate
 
 COLUMNS = {  # name -> method, flags that differ from its defaults, colour

@@ -1,9 +1,9 @@
 """Dawid & Skene: the most likely true class, given hard votes of weak models that err each in its own way.
 
 Dawid & Skene 1979, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm", Applied
-Statistics 28(1). What a practitioner of crowdsourcing or programmatic labelling would try first. It sees votes
-alone, neither probabilities nor features: each weak model has a confusion matrix, and given the true class
-the models err independently. EM alternates between matrices and posterior classes.
+Statistics 28(1). What a practitioner of crowdsourcing or programmatic labelling would try first. It sees
+votes alone, neither probabilities nor features: each weak model has a confusion matrix, and given the true
+class the models err independently. EM alternates between matrices and posterior classes.
 
     pi^m_ck = (alpha + sum_i t_ic [w_im = k]) / (C alpha + sum_i t_ic)    P(model m says k | class c)   (1)
     p_c     = mean_i t_ic                                                 prior of class c              (2)

@@ -69,7 +69,8 @@ def main(argv=None) -> None:
     import evaluate
 
     parser = evaluate.flags(__file__, __doc__)
-    parser.add_argument("--supervision", choices=["each", "mean", "vote"], default="each", help="whose labels")
+    choices = ["each", "mean", "vote"]
+    parser.add_argument("--supervision", choices=choices, default="each", help="whose labels")
     for problem in evaluate.problems(parser, argv):
         students = []
         for weak_probs in evaluate.supervisors(problem):
