@@ -228,29 +228,26 @@ def family(line: str) -> str:
 
 
 def against_tables(table: Table) -> dict[str, str]:
-    """Every method against RAVEN over tasks: in all, and for each family of tasks."""
-    others, families, methods, means = [name for name in COLUMNS if name != "RAVEN"], {}, {}, {}
-    pgrs = {name: [values(columns[name], "pgr") for columns in table.values()] for name in COLUMNS}
-    known = [all(None not in own[i] for own in pgrs.values()) for i in range(len(table))]
+    """Every method against RAVEN, over all tasks and over those of a family."""
+    others, gains, pgrs, methods, families = [name for name in COLUMNS if name != "RAVEN"], {}, [], {}, {}
     for line, columns in table.items():
-        means[line] = {name: mean(values(columns[name], "student", columns["RAVEN"])) for name in others}
-        families.setdefault(family(line), []).append(means[line])
-    for name in COLUMNS:
-        of_all = mean(mean(own) for own, each in zip(pgrs[name], known) if each) if any(known) else None
-        own = methods[name] = {f"mean PGR, {sum(known)} tasks": show([of_all], 0)}
-        if name != "RAVEN":
-            gains = {line: each[name] for line, each in means.items()}
-            worst = min(gains, key=gains.get)
-            own[f"− RAVEN, {len(gains)} tasks"] = show([*gains.values()], sign="+")
-            own["better on"] = str(sum(each > 0 for each in gains.values()))
-            own["worst"] = f"{show([gains[worst]], sign='+')} ({worst})"
-        else:
-            own |= {f"− RAVEN, {len(table)} tasks": "", "better on": "", "worst": ""}
-    by_family = {
+        raven, own = columns["RAVEN"], {name: values(columns[name], "pgr") for name in COLUMNS}
+        gains[line] = {name: mean(values(columns[name], "student", raven)) for name in others}
+        pgrs += [] if any(None in each for each in own.values()) else [own]
+        families.setdefault(family(line), []).append(gains[line])
+    for name in COLUMNS if gains else []:
+        own = methods[name] = {f"mean PGR ({len(pgrs)} tasks)": show([mean(each[name]) for each in pgrs], 0)}
+        if name in others:
+            points = {line: own[name] for line, own in gains.items()}
+            own[f"− RAVEN ({len(points)} tasks)"] = show([*points.values()], sign="+")
+            own["better on"] = str(sum(each > 0 for each in points.values()))
+            worst = min(points, key=points.get)
+            own["worst"] = f"{show([points[worst]], sign='+')} ({worst})"
+    families = {
         f"{name} ({len(own)})": {other: show([each[other] for each in own], sign="+") for other in others}
-        for name, own in sorted(families.items())
+        for name, own in families.items()
     }
-    return {"against": sheet("points, PGR in %", methods), "families": sheet("− RAVEN, points", by_family)}
+    return {"against": sheet("points", methods), "families": sheet("− RAVEN in points", families)}
 
 
 def auto_tables(table: Table) -> dict[str, str]:

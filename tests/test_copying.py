@@ -27,9 +27,10 @@ for name in "naive", "confidence", "adaptive_confidence", "raven":
     assert (student(images).argmax(-1) == truth).float().mean() > 0.6, name
     print(name)
 
-labels = __import__("prototypes").label(images.flatten(1), weak_probs)
-assert (labels.argmax(-1) == truth).float().mean() > 0.6
-print("prototypes")
+for name, given in ("prototypes", (images.flatten(1), weak_probs)), ("dawid_skene", (weak_probs,)):
+    labels = __import__(name).label(*given)
+    assert (labels.argmax(-1) == truth).float().mean() > 0.6
+    print(name)
 
 method = __import__("raven_dpo")
 policy = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))  # tokens (N, L) -> logits (N, L, V)
@@ -46,7 +47,6 @@ print("raven_dpo")
 
 
 def test_copies_train_a_strangers_modules(tmp_path):
-    """Above the line; prototypes.py is all above it."""
     for file in (ROOT / "methods").glob("*.py"):
         method, *_ = file.read_text().split(LINE)
         (tmp_path / file.name).write_text(method)

@@ -50,7 +50,7 @@ def test_a_run_end_to_end(method, task, npz, pairs):
     if method == "raven":
         assert row["weights"] == row["weight_history"][-1] and len(row["weight_history"]) == 21
         assert sum(row["easy_classes"]) == round(row["easy_fraction"] * 280)
-    else:
+    elif "students" in row:
         assert row["student"] == pytest.approx(sum(row["students"]) / 3)
     [again] = rows_of(method, "--task", task, *QUICK, "--out", "b")
     assert {**again, "seconds": 0} == {**row, "seconds": 0}
@@ -86,11 +86,12 @@ def test_the_protocol_sets_flags_by_kind_of_task_and_flags_override(npz, tmp_pat
     assert same["student"] == row["student"]
     [other] = rows_of("confidence", *flags, "--protocol", "--lr", "0.125")
     assert other["lr"] == other["flags"]["lr"] == 0.125 and "alpha" not in other["flags"]
-    write_lines(evaluate.PROTOCOL, lines[1:])
+    lines[2]["flags"]["lr"] = 0.5  # of a later search
+    write_lines(evaluate.PROTOCOL, lines)
     assert rows_of("confidence", *flags, "--protocol")[0]["flags"] != row["flags"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS[:4])  # the others would make hard labels of nothing
 def test_labels_reach_the_student(method, arrays):
     """Weak labels that say nothing, labels that are right: only their cross-entropy can teach the student."""
     arrays["weak_probs"] = np.full((400, 3, 4), 0.25)

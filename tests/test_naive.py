@@ -1,8 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import naive
 import torch
 from conftest import gradient, random_problem, train
+
+import evaluate
 
 
 def test_loss_and_gradient_against_a_loop():
@@ -34,3 +37,19 @@ def test_labels_count_as_much_as_weak_labels():
     both, of_mean = train(naive, weak_probs, labels)[0], train(naive, mean)[0]
     torch.testing.assert_close(both, of_mean, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(both, train(naive, weak_probs)[0], atol=1e-2)
+
+
+def test_whose_labels():
+    """Two of three weak models name class 1; each names another, and the mean prefers 2."""
+    weak_probs = torch.tensor([
+        [[0.9, 0.1, 0.0], [0.3, 0.7, 0.0], [0.3, 0.7, 0.0]],
+        [[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [0.0, 0.0, 1.0]],
+    ])  # fmt: skip
+
+    def supervisors(name):
+        task = SimpleNamespace(strong_train=SimpleNamespace(weak_probs=weak_probs))
+        return evaluate.supervisors(SimpleNamespace(task=task, args=SimpleNamespace(supervision=name)))
+
+    assert [each.tolist() for each in supervisors("each")] == weak_probs.transpose(0, 1).tolist()
+    assert supervisors("mean")[0].tolist() == weak_probs.mean(1).tolist()
+    assert supervisors("vote")[0].tolist() == [[0, 1, 0], [0, 0, 1]]

@@ -19,7 +19,7 @@ def hill(best):
         tried.append((ROWS.index(lr), COLUMNS.index(own)))
         return -abs(tried[-1][0] - best[0]) - abs(tried[-1][1] - best[1])
 
-    found = protocol.search(trial, ROWS, COLUMNS)
+    found = protocol.search(trial, ROWS, COLUMNS, 2)
     assert list(found) == [(ROWS[i], COLUMNS[j]) for i, j in tried]
     return tried
 
@@ -35,7 +35,7 @@ def test_what_is_found_is_kept_beside_other_kinds(npz, tmp_path, monkeypatch, ca
     monkeypatch.setattr(evaluate, "PROTOCOL", tmp_path / "protocol.jsonl")
     monkeypatch.setattr(protocol, "TASKS", {"image": [npz]})
     monkeypatch.setattr(protocol, "OWN", {"raven": ("weight_lr", [1e-3, 1e-2, 1e-1])})
-    monkeypatch.setattr(protocol, "RATES", [1e-4, 1e-3, 1e-2, 3e-2])
+    monkeypatch.setattr(protocol, "RATES", [1e-5, 1e-4, 1e-3, 1e-2])
     monkeypatch.setattr(protocol, "TRIALS", 11)
     monkeypatch.setattr(protocol, "SEEDS", ["10"])
     old = {"kind": "text", "method": "raven", "supervision": None, "flags": {}, "trials": []}

@@ -1,7 +1,5 @@
 """methods/prototypes.py: equations by hand, what must not matter, and the rates that --lr auto takes."""
 
-import math
-
 import naive
 import numpy as np
 import prototypes
@@ -13,37 +11,31 @@ from conftest import run_script
 import data
 
 
-def test_centroids_by_hand():
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
-    targets = torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0], [0, 1.0, 0]])
-    found = prototypes.centroids(x, targets)  # sums (1, .75) and (0, 2.25); class 2 has no sample
-    torch.testing.assert_close(found, torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.0, 0.0]]))
+def test_whiten_by_hand():
+    x = torch.tensor([[2.0, 1.0], [-2.0, -1.0], [2.0, -1.0], [-2.0, 1.0]]) + 7
+    white = prototypes.whiten(x, gamma=2.0)  # Sigma diag(4, 1), S diag(9, 6)
+    cosine = (4 / 9 - 1 / 6) / (4 / 9 + 1 / 6)
+    torch.testing.assert_close((white @ white.T)[0], torch.tensor([1.0, -1.0, cosine, -cosine]))
 
 
-def test_similarity_is_centred_over_classes_and_of_deviation_one():
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    s = prototypes.similarity(x, torch.eye(2))  # x . mu is the identity
-    torch.testing.assert_close(s, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+def test_similarity_by_hand():
+    x, targets = torch.eye(2), torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0]])
+    found = prototypes.similarity(x, targets)  # prototypes (.8, .6) and (0, 1); class 2 has no sample
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.0, -torch.inf], [0.6, 1.0, -torch.inf]]))
 
 
-def test_agreement_by_hand():
-    targets = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-    votes = torch.tensor([[0, 1, 0], [1, 0, 0]])  # mean of .9 and .8; of .1 and .2; of .9 and .2
-    found = prototypes.agreement(votes, targets)
-    torch.testing.assert_close(found, torch.tensor([0.85, 0.5, 0.55]))  # the second is clamped to 1/C
-
-
-def test_agreement_has_a_ceiling():  # else one weak model could not be outvoted by anything
-    votes = torch.tensor([[0], [1]])
-    assert prototypes.agreement(votes, torch.eye(2)).item() == pytest.approx(0.99)
-
-
-def test_posterior_by_hand():
-    s, votes, a = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[1, 2]]), torch.tensor([0.8, 0.5])
-    vote_weights = [math.log(0.8 / 0.1), math.log(0.5 / 0.25)]  # a / ((1 - a) / (C - 1))
-    wanted = torch.tensor([[2.0, -2.0 + 0.5 * vote_weights[0], 0.5 * vote_weights[1]]]).softmax(-1)
-    found = prototypes.posterior(s, votes, a, beta=2.0, kappa=0.5)
-    torch.testing.assert_close(found, wanted)
+def test_labels_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    weak_probs = torch.randn(40, 3, 4, generator=generator, dtype=torch.float64).softmax(-1)
+    sigma = torch.cov(x.T, correction=0)
+    inverse = torch.linalg.inv(sigma + 0.7 * sigma.trace() / 6 * torch.eye(6))
+    centred, t = x - x.mean(0), weak_probs.mean(1)
+    for _ in range(3):
+        mu = [sum(t[i, c] * v / (v @ inverse @ v).sqrt() for i, v in enumerate(centred)) for c in range(4)]
+        cosines = [[v @ inverse @ m / (m @ inverse @ m).sqrt() for m in mu] for v in centred]
+        t = F.one_hot(torch.tensor(cosines).argmax(-1), 4).double()
+    torch.testing.assert_close(prototypes.label(x, weak_probs, gamma=0.7, rounds=3), t)
 
 
 @pytest.fixture
@@ -62,9 +54,20 @@ def accuracy(targets, y):
     return (targets.argmax(-1) == y).double().mean().item()
 
 
-def test_labels_are_better_than_the_best_weak_model(clusters):
+@pytest.mark.parametrize("weak_models", [[0, 1, 2], [1], [1, 1, 2], [0, 1, 3]])  # 3: constant
+def test_labels_are_better_than_the_best_weak_model(clusters, weak_models):
     x, weak_probs, y = clusters
-    assert accuracy(prototypes.label(x, weak_probs), y) > accuracy(weak_probs[:, 0], y) + 0.05
+    constant = torch.tensor([0.9, 0.1]).expand(400, 1, 2)
+    weak_probs = torch.cat([weak_probs, constant], 1)[:, weak_models]
+    best = max(accuracy(each, y) for each in weak_probs.unbind(1))
+    assert accuracy(prototypes.label(x, weak_probs), y) > best + 0.05
+
+
+def test_names_do_not_drift_to_what_varies_most(clusters):
+    x, weak_probs, y = clusters
+    x[:, 1] *= 6  # a topic, of which no weak model speaks
+    assert accuracy(prototypes.label(x, weak_probs, rounds=10), y) > 0.9
+    assert accuracy(prototypes.label(x, weak_probs, rounds=10, gamma=1e3), y) < 0.7
 
 
 def test_order_of_samples_and_classes_does_not_matter(clusters):
@@ -81,6 +84,18 @@ def test_order_of_a_pair_does_not_matter(clusters):
     found = prototypes.label(pairs, weak_probs)
     assert accuracy(found, y) > 0.95
     torch.testing.assert_close(prototypes.label(pairs.flip(1), weak_probs.flip(-1)), found.flip(-1))
+
+
+def test_a_class_that_no_weak_model_names_is_given_to_nobody(clusters):
+    x, weak_probs, _ = clusters
+    found = prototypes.label(x, F.pad(weak_probs.round(), (0, 1)))
+    assert found[:, 2].sum() == 0
+
+
+def test_the_student_learns_the_labels(npz):
+    [row] = run_script(prototypes, "--task", npz, "--seeds", "0")
+    assert min(row["student"], row["labels_right"]) > sorted(row["weak"])[1] + 0.2
+    assert row["agreement"] > 0.8
 
 
 def chosen(x, weak_probs, y):
@@ -112,6 +127,8 @@ def test_auto_takes_a_large_rate_where_few_of_many_features_matter(noise):
     assert chosen(x, F.one_hot(votes, 2).float(), y) >= 1e-3
 
 
-def test_auto_is_for_linear_heads():
-    with pytest.raises(data.InputError, match="are for linear heads, not for glyphs-distill"):
+def test_both_are_for_linear_heads():
+    with pytest.raises(data.InputError, match="is for linear heads on features, not for glyphs-distill"):
         run_script(naive, "--task", "glyphs-distill", "--lr", "auto")
+    with pytest.raises(data.InputError, match="this method is for linear heads on features"):
+        run_script(prototypes, "--task", "glyphs-distill")

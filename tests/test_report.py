@@ -13,7 +13,7 @@ import report
 import store
 import tables
 
-MARKS = "scores differences confidence weights auto encoders protocol protocol-scores".split()
+MARKS = "scores differences against families confidence weights auto encoders protocol protocol-scores".split()
 MARKS += "settings ablation alignment".split()
 
 
@@ -83,12 +83,12 @@ def test_main_tables_by_hand():
     # naive 72 ± 4.303 * 2 / sqrt(3); PGR (72 - 60) / 30 = 40 ± 16.6
     weak, some = "a 50.0 ±0.0, b 60.0 ±0.0, c 70.0 ±0.0", ["glyphs (n = 3)"]
     scores = ["e", weak, "72.0 ±5.0 / 40 ±17", "75.0 ±0.0 / 50 ±0", *["– / –"] * 4]
-    scores += ["81.0 ±9.0 / 70 ±30"]
+    scores += ["81.0 ±9.0 / 70 ±30", *["– / –"] * 3]
     assert line(texts["scores"], "glyphs (") == [*some, *scores, "90.0 ±0.0"]
     # RAVEN - naive seed by seed .10 .06 .11: 9.0 ± 4.303 * 2.6458 / sqrt(3)
-    gains = ["+3.0 ±5.0", *"––––", "+9.0 ±6.6"]
+    gains = ["+3.0 ±5.0", *"––––", "+9.0 ±6.6", *"–––"]
     assert line(texts["differences"], "glyphs (") == [*some, *gains]
-    cells = ["60.0 ±0.0", "72.0 ±5.0", "75.0 ±0.0", "–", "81.0 ±9.0", "90.0 ±0.0"]
+    cells = ["60.0 ±0.0", "72.0 ±5.0", "75.0 ±0.0", "–", "81.0 ±9.0", "–", "90.0 ±0.0"]
     assert line(texts["table"], "glyphs") == ["glyphs-shift (n = 3)", *cells]  # and no other task
     rows[-9]["pgr"] = None  # naive's, at the first seed of glyphs
     assert line(tables.main_tables(main_table(rows))["scores"], "glyphs (")[3] == "72.0 ±5.0 / –"
@@ -134,7 +134,26 @@ def test_encoders_by_hand():
     for (_, steps), (method, flags) in columns.items():
         rows += make_rows(method, [steps / 1000, steps / 1000 + 0.02], flags=flags)
     text = tables.encoder_tables(tables.of(rows)["encoders"])["encoders"]
-    assert line(text, "glyphs")[1:] == ["81.0 / 81.1"] * 4
+    assert line(text, "glyphs")[1:] == ["81.0 / 81.1"] * 5
+
+
+def test_against_raven_by_hand():
+    """Two Amazon tasks and one of digits; every method but prototypes 5 points below RAVEN."""
+    tasks, rows = {"text:books:dvd": 0.1, "text:dvd:books": 0.05, "glyphs": -0.02}, []
+    for task, gain in tasks.items():
+        for name, (method, flags, _) in tables.COLUMNS.items():
+            own = {"RAVEN": 0.75, "prototypes": 0.75 + gain}.get(name, 0.7)
+            rows += make_rows(method, [own, own], task, flags)
+    rows += make_rows("raven", [0.9], "reviews")  # of which other methods have no row
+    texts = tables.against_tables(tables.of(rows)["compared"])
+    half = 4.303 * math.sqrt((5.667**2 + 0.667**2 + 6.333**2) / 2) / math.sqrt(3)  # of 10, 5, -2 around 4.333
+    cells = ["64 ±50", f"+4.3 ±{half:.1f}", "2", "−2.0 (glyphs)"]  # PGR (.75 - .6 + .0433) / .3
+    assert line(texts["against"], "prototypes")[1:] == cells
+    assert line(texts["against"], "RAVEN")[1:] == ["50 ±0"]
+    assert line(texts["against"], "naive")[2:] == ["−5.0 ±0.0", "0", "−5.0 (glyphs)"]
+    half = 12.706 * 0.05 / math.sqrt(2) / math.sqrt(2) * 100
+    assert line(texts["families"], "Amazon reviews (2)")[-1] == f"+7.5 ±{half:.1f}"
+    assert line(texts["families"], "rendered digits (1)")[-1] == "−2.0"
 
 
 def test_protocol_by_hand(monkeypatch, tmp_path):
@@ -142,12 +161,11 @@ def test_protocol_by_hand(monkeypatch, tmp_path):
     each = {"trials": [[1e-3, 5, 0.5], [1e-2, 10, 0.75]], "flags": {"lr": 1e-2, "steps": 10}}
     lines = [{"kind": kind, "method": "naive", "supervision": "mean", **each} for kind in ("image", "text")]
     write_lines(evaluate.PROTOCOL, lines)
-    own = {"protocol": data.fingerprint(evaluate.PROTOCOL)}
-    rows = make_rows("raven", [0.8, 0.8], flags=own)
-    rows += make_rows("raven", [0.1, 0.1], flags={"protocol": "of an earlier search"})
+    rows = make_rows("raven", [0.8, 0.8], flags={"protocol": each["flags"]})
+    rows += make_rows("raven", [0.1, 0.1], flags={"protocol": {"lr": 0.1}})  # of an earlier search
     texts = tables.protocol_tables(tables.of(rows)["protocol"])
     assert line(texts["protocol"], "ensemble: --lr, --steps")[1:] == ["0.01, 10: 75.0 (50.0)"] * 2
-    assert line(texts["protocol-scores"], "glyphs")[1:] == [*"––––––", "80.0 ±0.0"]
+    assert line(texts["protocol-scores"], "glyphs")[1:] == [*"––––––", "80.0 ±0.0", *"–––"]
 
 
 def test_a_line_has_the_seeds_that_all_its_columns_share():
@@ -245,8 +263,8 @@ def test_publishing(house, capsys):
     figures = sorted(path.name for path in Path("results").glob("*.png"))
     assert figures == ["alignment.png", "rates.png", "severity.png", "weights.png"]
     published = store.read_rows(Path("results/rows.jsonl"))
-    assert len(published) == 30 and {row["ceiling"] for row in published} == {0.9, 0.888889}  # six decimals
-    assert len(store.read_rows(Path("results/rates.jsonl"))) == 3 * 4 * 6  # others than in rows.jsonl
+    assert len(published) == 33 and {row["ceiling"] for row in published} == {0.9, 0.888889}  # six decimals
+    assert len(store.read_rows(Path("results/rates.jsonl"))) == 3 * 5 * 6  # others than in rows.jsonl
     assert not Path("results/settings.jsonl").exists()
 
 
