@@ -1,13 +1,26 @@
-"""The figures of results/, each from a table of tables.py."""
+"""The figures of results/, each from a table of tables.py; and one of features, drawn by
 
+    python figures.py FILE.png
+"""
+
+import sys
 from statistics import mean
 
+import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+import data
 import evaluate
+import models
+from methods import prototypes
 from tables import COLORS, COLUMNS, CONTROLS, SEVERITY, SOME, Table, interval, merged, title, values
+
+STYLE = {"font.size": 9, "axes.titlesize": 8, "figure.dpi": 120, "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+matplotlib.rcParams.update(STYLE)
 
 
 def panels(table: Table, width: float, wide: int, sharey: bool):
@@ -127,3 +140,25 @@ def draw_alignment(table: Table) -> Figure:
         weights.set(xlabel="step", ylabel="weight in DPO-R", ylim=(-0.03, 1.03))
     figure.legend(*frontier.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def draw_geometry(names: list[str]) -> Figure:
+    """Strong features of 1,000 samples of each task in the plane of their largest variance, coloured by their
+    class, by what the weak models say on average, and by the prototypes, drawn as stars."""
+    figure = Figure(figsize=(7.5, 2.6 * len(names)))
+    for name, row in zip(names, figure.subplots(len(names), 3, squeeze=False)):
+        task = models.supervise(data.resolve(name), 0, None, "cpu", models.ENCODER_STEPS)
+        x, y, weak_probs, _ = task.strong_train
+        labels = prototypes.label(x, weak_probs)
+        plane = x @ torch.linalg.svd(x, full_matrices=False)[2][:2].T  # x is centred
+        said = {"truth": y, "mean weak label": weak_probs.mean(1).argmax(-1), "prototypes": labels.argmax(-1)}
+        for axis, (who, classes) in zip(row, said.items()):
+            axis.scatter(*plane[:1000].T, c=classes[:1000], cmap="tab10", s=2)
+            axis.plot(*(labels.T @ plane / labels.sum(0)[:, None]).T, "k*")
+            right = f": {(classes == y).float().mean():.0%} right" if who != "truth" else ""
+            axis.set(title=f"{name}, {who}{right}", xticks=[], yticks=[])
+    return figure
+
+
+if __name__ == "__main__":
+    draw_geometry(["glyphs-shift", "reviews-shift"]).savefig(sys.argv[1])

@@ -10,8 +10,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import matplotlib
-
 import data
 import evaluate
 import figures
@@ -76,9 +74,6 @@ def main(argv=None) -> None:
     heads = found["heads"].items()
     sweep = {line: columns for line, columns in heads if line in tables.SEVERITY}
     raven = {line: own for line, own in heads if own["RAVEN"] and not line.startswith("glyphs-shift-")}
-    style = {"font.size": 9, "axes.titlesize": 8, "figure.dpi": 120}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    matplotlib.rcParams.update(style | {"figure.constrained_layout.use": True, "legend.frameon": False})
     drawn = {"rates": found["rates"], "weights": raven, "severity": sweep}
     drawn |= {"settings": found["settings"], "alignment": found["policies"]}
     for name, table in drawn.items():

@@ -55,6 +55,7 @@ dawid_skene.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds
 prototypes.py
 prototypes.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 END
+    "$PYTHON" figures.py "$out/geometry.png"
     ;;
 alignment)
     together <<'END'

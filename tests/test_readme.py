@@ -33,11 +33,12 @@ def test_every_command_is_understood(command, monkeypatch):
         parts = ["alignment", "rates", "protocol", "encoders", "settings", "cifar100"]
         known = {"./run_all.sh": parts, "./run_tests.sh": []}
         known["protocol.py"] = [*protocol.TASKS, "--data-dir", "crisis", "--text-encoder", "FOLDER"]
+        known["figures.py"] = ["FILE.png", "results/geometry.png"]
         assert set(given) <= {*known.get(script, ["--publish", "[FOLDER]", "runs/trial"])}
         return
     known = data.Known("glyphs", None, data.HEAD)  # FILE.npz stands for the reader's own
     monkeypatch.setattr(data, "resolve", lambda name: known)
-    monkeypatch.setattr(evaluate, "missing", lambda parser, argv, *more: parser.parse_args(argv) and [])
+    monkeypatch.setattr(evaluate, "missing", lambda parser, argv, *_, **__: parser.parse_args(argv) and [])
     importlib.import_module(words[1].removeprefix("methods/").removesuffix(".py")).main(words[2:])
 
 
