@@ -103,6 +103,7 @@ def main(argv=None) -> None:
             lines.append(line)
     with store.locked(evaluate.PROTOCOL):
         lines += [line for line in evaluate.searches() if line["kind"] != args.kind]
+        lines.sort(key=lambda line: [*TASKS].index(line["kind"]))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         store.write_atomically(evaluate.PROTOCOL, lambda file: file.write(text.encode()))
 

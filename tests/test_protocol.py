@@ -33,7 +33,7 @@ def test_a_search_goes_from_the_middle_to_the_neighbours_of_the_best():
 
 def test_what_is_found_is_kept_beside_other_kinds(npz, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "PROTOCOL", tmp_path / "protocol.jsonl")
-    monkeypatch.setattr(protocol, "TASKS", {"image": [npz]})
+    monkeypatch.setattr(protocol, "TASKS", {"image": [npz], "text": []})
     monkeypatch.setattr(protocol, "OWN", {"raven": ("weight_lr", [1e-3, 1e-2, 1e-1])})
     monkeypatch.setattr(protocol, "RATES", [1e-5, 1e-4, 1e-3, 1e-2])
     monkeypatch.setattr(protocol, "TRIALS", 11)
