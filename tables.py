@@ -285,7 +285,9 @@ def protocol_tables(table: Table) -> dict[str, str]:
     for line, columns in table.items():
         # Without the ceiling, which would differ: naive's --steps is its length too.
         scores[title(line, columns)] = {name: show(values(rows, "student")) for name, rows in columns.items()}
-    return {"protocol": sheet("chosen: val in %", found), "protocol-scores": sheet("accuracy in %", scores)}
+    against = against_tables({line: own for line, own in table.items() if all(own.values())})["against"]
+    texts = {"protocol": sheet("chosen: val in %", found), "protocol-scores": sheet("accuracy in %", scores)}
+    return texts | {"protocol-against": against}
 
 
 def by_shots(rows: list[dict]):

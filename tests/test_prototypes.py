@@ -79,8 +79,8 @@ def test_order_of_samples_and_classes_does_not_matter(clusters):
 
 
 def test_order_of_a_pair_does_not_matter(clusters):
-    x, weak_probs, y = clusters
-    pairs = torch.stack([torch.zeros_like(x), x], dim=1)  # the second is better where x_0 > 0
+    x, weak_probs, y = (torch.cat([part[1::2], part[:20:2]]) for part in clusters)
+    pairs = torch.stack([torch.ones_like(x), 1 + x], dim=1)  # the second is better in all but ten
     found = prototypes.label(pairs, weak_probs)
     assert accuracy(found, y) > 0.95
     torch.testing.assert_close(prototypes.label(pairs.flip(1), weak_probs.flip(-1)), found.flip(-1))

@@ -18,7 +18,7 @@ import store
 import tables
 
 MARKS = "scores differences against families confidence weights auto encoders protocol".split()
-MARKS += "protocol-scores settings ablation alignment".split()
+MARKS += "protocol-scores protocol-against settings ablation alignment".split()
 
 
 def make_rows(method, students, task="glyphs", flags=None, **more):
