@@ -2,9 +2,9 @@
 
 The strong features of a class lie near each other, which no weak model sees. The prototype of a class is the
 mean of what the weak models call so: their mistakes average out. Every sample is then named after the nearest
-prototype, and prototypes are made anew. Near is measured by a covariance that all classes share, half way to
-a multiple of the identity: without it the names drift to whatever varies most (a topic, say), and with no
-more than it they follow the weak models' mistakes along directions that hardly vary.
+prototype, and prototypes are made anew. Near is measured by a covariance that all classes share, shrunk
+towards the identity: without it the names drift to whatever varies most (a topic, say), and with it alone
+they follow the weak models' mistakes along directions that hardly vary.
 
     S    = Sigma + gamma (tr Sigma / D) I          Sigma: covariance of x, of all classes together      (1)
     mu_c = sum_i t_ic x_i / |x_i|                  prototype of class c; |x|^2 = x' S^-1 x              (2)
@@ -26,7 +26,7 @@ class 1, where the first is the better. So prototypes are opposite, and the orde
 
     python methods/prototypes.py --task glyphs-shift
 
-`--lr auto` of the other methods chooses by these labels too.
+student .972, PGR .96 over 5 seeds; they lose where classes are no clusters: results/README.md. `--lr auto` of the other methods chooses by these labels too.
 """
 
 import torch
