@@ -26,7 +26,8 @@ class 1, where the first is the better. So prototypes are opposite, and the orde
 
     python methods/prototypes.py --task glyphs-shift
 
-student .972, PGR .96 over 5 seeds; they lose where classes are no clusters: results/README.md. `--lr auto` of the other methods chooses by these labels too.
+student .972, PGR .96 over 5 seeds; where classes are no clusters, they lose (results/README.md). `--lr auto`
+of the other methods chooses by these labels too.
 """
 
 import torch
