@@ -84,6 +84,8 @@ def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
     add("--encoder-steps", type=number(int, 1), default=models.ENCODER_STEPS, help="to pretrain it")
     add("--protocol", action="store_true", help="rate and flag that protocol.py found for the kind of task")
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
+    add("--image-encoder", help="for folder tasks, else resnet50: tasks/pictures.py says what it may name")
+    add("--weak-encoder", help="for folder tasks: weak models are heads on this encoder's features")
     # Else the task decides: data.HEAD, tasks/labelled.py, which has rates too.
     add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
     add("--lr", type=rate, default=lr, help="of a linear head; auto: chosen without true labels")
@@ -150,7 +152,8 @@ def problems(parser, argv=None, heads=False):
     """A Problem for each task and seed that has no row yet. heads: only of tasks of linear heads."""
     for known, args, identity in missing(parser, argv, heads=heads):
         given = (args.data_dir, args.device, args.encoder_steps, args.text_encoder)
-        task = models.supervise(known, args.seed, *given)
+        pictured = {key: getattr(args, key) for key in ("image_encoder", "weak_encoder")}
+        task = models.supervise(known, args.seed, *given, **pictured)
         if args.lr == "auto":
             args.lr = choose_lr(task, args, identity)
         yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())

@@ -7,6 +7,7 @@ The networks are in tasks/images.py and tasks/text.py. What is slow is computed 
 
 import math
 import random
+from functools import partial
 from itertools import islice
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 import data
 from store import cached
-from tasks import images, labelled, text
+from tasks import images, labelled, pictures, text
 
 ENCODER_STEPS = 800
 
@@ -164,6 +165,47 @@ def image_weak_models(split: data.Split, num_classes: int, seed: int, device: st
     return weak_models
 
 
+def folder_weak_models(task: data.Task, seed: int, device: str, encoder: str | None) -> dict:
+    """The same for files of images: networks on 64 x 64 pixels, or linear heads on what `encoder` makes of
+    them. Several sources: of each one. No source: one weak model, the classifier that `encoder` names."""
+    if not task.weak_train:
+        if not encoder:
+            raise data.InputError("a folder without a source needs a classifier: --weak-encoder alexnet")
+
+        def classify(x):
+            logits, wanted = look(task, x, encoder, device, whole=True), task.num_classes
+            if logits.shape[1] != wanted:
+                raise data.InputError(f"{encoder} knows {logits.shape[1]} classes, the folder has {wanted}")
+            return logits
+
+        return {data.row_name(encoder): classify}
+
+    def see(x):  # each image, or its features, of mean 0 and deviation 1
+        x = look(task, x, encoder or "pixels", device).float()
+        return F.layer_norm(x, x.shape[1:]).unflatten(1, (-1,) if encoder else (3, pictures.SIDE, -1))
+
+    head, cnn = images.linear_net, images.photo_net
+    if isinstance(task.weak_train, dict):
+        parts = task.weak_train.items()
+        recipes = {name: (head if encoder else cnn, see(part.x), part.y) for name, part in parts}
+    else:
+        x, y, few = see(task.weak_train.x), task.weak_train.y, math.ceil(len(task.weak_train.x) / 4)
+        noisy = noisy_labels(y, task.num_classes, torch.Generator().manual_seed(seed))
+        recipes = {"head": (head, x, y), "noisy": (head, x, noisy), "few": (head, x[:few], y[:few])}
+        if not encoder:
+            recipes = {"linear": (head, x, y), "mlp": (images.mlp_net, x, noisy), "cnn": (cnn, x, y)}
+    weak_models, recipe = {}, {"epochs": 20, "length": 20, "batch_size": 32, "seed": seed}
+    for name, (network, x, y) in recipes.items():
+        if not encoder:
+            x, y = torch.cat([x, x.flip(3)]), y.repeat(2)
+        torch.manual_seed(seed)
+        model = network(task.num_classes, x[0].numel()).to(device)
+        lr = 3e-3 if network is cnn else 1e-3  # of 1e-3 and 3e-3 by held-out images of the source
+        fit(model, x, y.to(device), lr=lr, progress=f"weak model {name}", **recipe)
+        weak_models[name] = lambda x, model=model: predict(model, see(x))
+    return weak_models
+
+
 def text_weak_models(weak_train: data.Split | dict, num_classes: int, seed: int, device: str) -> dict:
     """The same for texts: bags of words, or of words and pairs of neighbouring words, on a quarter of the
     samples ("phrases"). Classifiers, or where a sample is a pair reward models. Several sources: of each one
@@ -247,6 +289,8 @@ def encode(task: data.Task, x, steps: int, device: str) -> torch.Tensor:
         model = text.CausalTransformer()
         model.load_state_dict(pretrained(task.encoder, steps, device))
         features = predict(model.to(device).features, text.encode(flat(x)).to(device))
+    elif task.files:
+        features = look(task, x, task.encoder, device)
     elif task.encoder == "bag of words":
         features = text.bag_features(flat(x), flat(task.strong_train.x))
     else:
@@ -267,20 +311,36 @@ def read(name: str, texts: list[str], device: str) -> torch.Tensor:
     return features[[place[each] for each in texts]]
 
 
-def supervise(known: data.Known, seed: int, folder, device: str, steps: int, text_encoder=None) -> data.Task:
-    """The task as its student sees it: x features, standardised on strong_train, and weak_probs (N, M, C).
+def look(task: data.Task, files: list[str], name: str, device: str, whole=False) -> torch.Tensor:
+    """N files of a folder task's domains -> (N, D) from a network: pictures.features. All images of a domain
+    are read at once, for all seeds."""
+    rows = {}
+    for domain in task.files.values():
+        if not set(domain).isdisjoint(files):
+            content = [data.fingerprint(file) for file in domain]
+            key = {"name": data.row_name(name), "content": content, "device": device, "whole": whole}
+            found = cached("pictures", partial(pictures.features, name, domain, device, whole), **key)
+            rows |= zip(domain, found)
+    return torch.stack([rows[file] for file in files]).to(device)
+
+
+def supervise(known, seed: int, folder, device: str, steps: int, text_encoder=None, **encoders) -> data.Task:
+    """A data.Known as its student sees it: x features, standardised on strong_train, weak_probs (N, M, C).
 
     Weak models trained on the source domain label the target splits; the strong encoder, pretrained in
     `steps`, describes them. A FILE.npz brings both. In the tasks of labelled.py the weak model is a teacher
-    trained on strong_train, and x stay images. Raises data.InputError as data.load does."""
+    trained on strong_train, and x stay images. encoders: the image_encoder and
+    weak_encoder of a folder task. Raises data.InputError as data.load does."""
     if known.name.endswith(".npz"):
         task = standardise(known.load(seed, folder))
     else:
         key = {"name": known.name, "seed": seed, "device": device, "steps": steps}
-        key |= {"data": data.fingerprint(folder) if folder and known.has_files else None}
-        key |= {"text_encoder": text_encoder and data.row_name(text_encoder)}
+        parts = data.folders(known.name)
+        key |= {"data": data.fingerprint(folder, parts) if folder and known.has_files else None}
+        encoders["text_encoder"] = text_encoder
+        key |= {name: encoder and data.row_name(encoder) for name, encoder in encoders.items()}
         make = label_and_encode if known.recipe is data.HEAD else label_by_teacher
-        arguments = (seed, device, steps, text_encoder)
+        arguments = (seed, device, steps, encoders)
         task = cached("supervision", lambda: make(known.load(seed, folder), *arguments), **key)
 
     def move(split):
@@ -294,7 +354,7 @@ def supervise(known: data.Known, seed: int, folder, device: str, steps: int, tex
 def each_split(task: data.Task, function) -> data.Task:
     """The task with function(split) for each split of the target domain, without the source domain."""
     strong_train, val, test = map(function, (task.strong_train, task.val, task.test))
-    return task._replace(weak_train=None, strong_train=strong_train, val=val, test=test)
+    return task._replace(weak_train=None, files=None, strong_train=strong_train, val=val, test=test)
 
 
 def standardise(task: data.Task) -> data.Task:
@@ -302,15 +362,19 @@ def standardise(task: data.Task) -> data.Task:
     return each_split(task, lambda split: split._replace(x=(split.x - mean) / (std + 1e-6)))
 
 
-def label_and_encode(task: data.Task, seed, device, steps, text_encoder) -> data.Task:
+def label_and_encode(task: data.Task, seed, device, steps, encoders) -> data.Task:
     """A task of a linear head, with weak labels and features. The features, of deviation 1, are rounded to
     float16: they are most of what is in the cache."""
-    if text_encoder and task.kind != "image":
-        task = task._replace(encoder=text_encoder)
-    train_weak = image_weak_models if task.kind == "image" else text_weak_models
-    weak_models = train_weak(task.weak_train, task.num_classes, seed, device)
     splits = [task.strong_train.x, task.val.x, task.test.x]
-    x, sizes = torch.cat(splits) if task.kind == "image" else sum(splits, []), list(map(len, splits))
+    listed, sizes = isinstance(splits[0], list), list(map(len, splits))
+    chosen = encoders.get("image_encoder" if task.files else "text_encoder") if listed else None
+    task = task._replace(encoder=chosen or task.encoder)
+    if task.files:
+        weak_models = folder_weak_models(task, seed, device, encoders.get("weak_encoder"))
+    else:
+        train_weak = image_weak_models if task.kind == "image" else text_weak_models
+        weak_models = train_weak(task.weak_train, task.num_classes, seed, device)
+    x = sum(splits, []) if listed else torch.cat(splits)
     weak_probs = torch.stack([logits(x).softmax(-1) for logits in weak_models.values()], dim=1).cpu()
     parts = zip(encode(task, x, steps, device).cpu().split(sizes), weak_probs.split(sizes))
 
@@ -318,12 +382,12 @@ def label_and_encode(task: data.Task, seed, device, steps, text_encoder) -> data
         features, probs = next(parts)
         return split._replace(x=features, weak_probs=probs.clone())  # else the whole is saved with each part
 
-    encoder = data.row_name(text_encoder) if task.encoder == text_encoder else task.encoder
+    encoder = data.row_name(chosen) if chosen else task.encoder
     task = standardise(each_split(task, describe))._replace(weak_models=list(weak_models), encoder=encoder)
     return each_split(task, lambda split: split._replace(x=split.x.clamp(-6e4, 6e4).half()))
 
 
-def label_by_teacher(task: data.Task, seed, device, steps, text_encoder) -> data.Task:
+def label_by_teacher(task: data.Task, seed, device, steps, _) -> data.Task:
     """A task of labelled.py with its teacher's labels, and the weights of the teacher."""
     setting, (x, _, _, labels) = task.setting, task.strong_train
     torch.manual_seed(seed)

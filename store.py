@@ -62,10 +62,11 @@ def identity(method: str, task: str, seed: int, folder: str | None, device: str,
     """All that a row's figures depend on. Files of the user's are named by content, not by place or time.
 
     folder: the user's --data-dir; flags: those that differ from the defaults."""
-    own = task if task.endswith(".npz") else folder
-    for key in {"text_encoder", "policy"} & flags.keys():
+    own, name = (task, Path(task).name) if task.endswith(".npz") else (folder, task)
+    for key in {"text_encoder", "image_encoder", "weak_encoder", "policy"} & flags.keys():
         flags = flags | {key: data.row_name(flags[key])}
-    row = {"method": method, "task": Path(task).name, "data": own and data.fingerprint(own), "seed": seed}
+    row = {"method": method, "task": name, "data": own and data.fingerprint(own, data.folders(task))}
+    row |= {"seed": seed}
     return row | {"version": VERSION, "torch": torch.__version__, "device": device, "flags": flags}
 
 

@@ -95,12 +95,13 @@ def settings_columns(row: dict) -> dict:
 
 def tabulate(rows: list[dict], columns_of) -> Table:
     """The rows that columns_of(row) names; of several in one place the last. A line is a task, with
-    the user's data where there are several, and a text encoder or policy of choice."""
+    the user's data where there are several, and an encoder or policy of choice."""
     found, contents = {}, Counter(task for task, _ in {(row["task"], row["data"]) for row in rows})
     for row in sorted(rows, key=lambda row: row["seed"]):
         flags, columns = dict(row["flags"]), columns_of(row)
         own = [row["data"][:6]] if row["data"] and contents[row["task"]] > 1 else []
-        own += [flags.pop(key) for key in ("text_encoder", "policy") if key in flags]
+        named = ("text_encoder", "image_encoder", "weak_encoder", "policy")
+        own += [flags.pop(key) for key in named if key in flags]
         for name, (method, wanted, *_) in columns.items():
             if (row["method"], flags) == (method, wanted) and row["seed"] in evaluate.DEFAULT_SEEDS:
                 line = " ".join([row["task"], *own])

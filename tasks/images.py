@@ -109,12 +109,12 @@ def frame(pixels: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(pixels, grid, align_corners=False)
 
 
-def linear_net(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, num_classes))
+def linear_net(num_classes, inputs=28 * 28):
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, num_classes))
 
 
-def mlp_net(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 128), nn.ReLU(), nn.Linear(128, num_classes))
+def mlp_net(num_classes, inputs=28 * 28):
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, num_classes))
 
 
 def cnn_net(num_classes):
@@ -125,6 +125,12 @@ def cnn_net(num_classes):
 
 def convolution(inputs, outputs, stride=1):
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
+
+
+def photo_net(num_classes, _):
+    """Images (N, 3, H, W) of any size -> (N, C)."""
+    layers = [(*convolution(i, o, stride=2), nn.ReLU()) for i, o in ((3, 16), (16, 32), (32, 64), (64, 64))]
+    return nn.Sequential(*sum(layers, ()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
 
 
 class ResidualBlock(nn.Module):
