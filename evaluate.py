@@ -8,8 +8,10 @@
 """
 
 import argparse
+import itertools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -61,7 +63,9 @@ def rate(text: str) -> float | str:
 def pick_device(name: str) -> str:
     """CUDA if there is any for "auto", else the CPU. Raises InputError on a device that is not here."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a GPU for each process, which rows do not name
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
@@ -96,8 +100,11 @@ def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
 
 def run(main) -> None:
     """main(); where the user's input is at fault, one line on stderr and exit status 2."""
+    (rank, world), begun = store.rank(), time.perf_counter()
     try:
         main()
+        if world > 1:
+            print(f"rank {rank} of {world}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
     except (data.InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -105,11 +112,13 @@ def run(main) -> None:
 
 def missing(parser, argv, resolve=data.resolve, heads=False):
     """(known task, args, identity) of each task and seed that has no row; rows that are there are printed.
+    Under torchrun each process has its share of tasks and seeds.
     InputError where heads, or a flag, asks for a task of linear heads and it is not.
 
     The identity names only the flags that differ from the defaults and from the task's recipe."""
     args, method = parser.parse_args(argv), Path(parser.prog).stem
     elsewhere = ("task", "seeds", "data_dir", "out", "device")
+    (rank, world), counted = store.rank(), itertools.count()
     store.commit()  # now, as this is the code that runs
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
@@ -126,6 +135,8 @@ def missing(parser, argv, resolve=data.resolve, heads=False):
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         folder = args.data_dir if each.has_files else None
         for seed in args.seeds:
+            if next(counted) % world != rank:
+                continue
             identity = store.identity(method, each.name, seed, folder, args.device, given)
             if row := store.find_row(args.out, identity):
                 print(json.dumps(row), flush=True)

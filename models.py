@@ -16,10 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import store
 from store import cached
 from tasks import images, labelled, pictures, text
 
 ENCODER_STEPS = 800
+SHARD = 5000  # images
 
 
 class Batches:
@@ -313,14 +315,16 @@ def read(name: str, texts: list[str], device: str) -> torch.Tensor:
 
 def look(task: data.Task, files: list[str], name: str, device: str, whole=False) -> torch.Tensor:
     """N files of a folder task's domains -> (N, D) from a network: pictures.features. All images of a domain
-    are read at once, for all seeds."""
-    rows = {}
+    are read, for all seeds, SHARD at a time; of several processes each begins with another shard."""
+    rows, (rank, world) = {}, store.rank()
     for domain in task.files.values():
-        if not set(domain).isdisjoint(files):
-            content = [data.fingerprint(file) for file in domain]
+        shards = [domain[i : i + SHARD] for i in range(0, len(domain), SHARD)]
+        first = rank * len(shards) // world
+        for shard in shards[first:] + shards[:first] if not set(domain).isdisjoint(files) else []:
+            content = [data.fingerprint(file) for file in shard]
             key = {"name": data.row_name(name), "content": content, "device": device, "whole": whole}
-            found = cached("pictures", partial(pictures.features, name, domain, device, whole), **key)
-            rows |= zip(domain, found)
+            found = cached("pictures", partial(pictures.features, name, shard, device, whole), **key)
+            rows |= zip(shard, found)
     return torch.stack([rows[file] for file in files]).to(device)
 
 

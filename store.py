@@ -23,6 +23,11 @@ CACHE = Path("cache")
 torch.serialization.add_safe_globals([data.Task, data.Split, data.labelled.Setting])  # the cache holds them
 
 
+def rank() -> tuple[int, int]:
+    """Which of how many processes this one is: under torchrun its RANK and the WORLD_SIZE, else 0 of 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextlib.contextmanager
 def locked(path: Path):
     """One process at a time for each path."""

@@ -150,6 +150,7 @@ def main(argv=None) -> None:
     add("--supervision", choices=["one", "mean", "raven", "gold"], default="raven", help="who prefers")
     add("--form", choices=["paper", "code"], default="paper", help="of the loss of DPO-R")
     add("--policy", help="Hugging Face name or folder, for hh-helpful-harmless")
+    add("--lora", type=number(int, 1), help="rank, of adapters on that policy (peft); the paper: 8")
     add("--micro-batch", type=number(int, 1), default=32, help="pairs at a time: less memory, same result")
     add("--beta", type=number(float, 0), default=0.2, help="of plain DPO; the paper searches .1, .2, .5")
     add("--easy-phase", type=number(float, 0, 1), default=0.5, help="share of the steps; paper: .1, .2, .5")

@@ -71,12 +71,12 @@ def resolve(task: str) -> data.Known:
 def prepare(name: str, args) -> Alignment:
     """args: the flags, and a seed, which draws the pairs and what the reward models learn from."""
     if name == "reviews-dpo":
-        if args.policy or args.data_dir:
-            raise data.InputError(f"{name} has a policy of its own and no files: no --policy, no --data-dir")
+        if args.policy or args.data_dir or args.lora:
+            raise data.InputError(f"{name} has a policy of its own: without --policy, --data-dir, --lora")
         return reviews(args.seed, args.device, args.encoder_steps)
     if not args.policy:
         raise data.InputError(f"{name} needs a Hugging Face causal model: --policy NAME or folder")
-    return dialogues(args.seed, args.data_dir, args.device, args.policy)
+    return dialogues(args.seed, args.data_dir, args.device, args.policy, args.lora)
 
 
 # ------------------------------------------------------------------------------------------------- sequences
@@ -146,7 +146,8 @@ def report(task: Alignment, args, identity: dict, train: Callable, own: dict, ea
     judges |= {"raven": [rewards], "gold": [gold]}
     before, results = {split: respond(task.policy, task, split, False) for split in SCORE_SEEDS}, []
     for judge in judges[args.supervision]:
-        policy, begun = copy.deepcopy(task.policy), time.perf_counter()
+        begun, frozen = time.perf_counter(), [p for p in task.policy.parameters() if not p.requires_grad]
+        policy = copy.deepcopy(task.policy, {id(each): each for each in frozen})  # which both share
         lr = args.ceiling_lr if args.supervision == "gold" else args.lr
         optimizer = torch.optim.Adam(policy.parameters(), lr)
         per_epoch = math.ceil(len(judge) / args.batch_size)
@@ -341,12 +342,13 @@ def reviews(seed: int, device: str, steps: int) -> Alignment:
 
 class PretrainedPolicy(nn.Module):
     """A Hugging Face causal model (name or folder). On CUDA it computes in bfloat16, and log-ratios are right
-    up to its rounding; weights stay float32, or small steps would be lost. Dropout stays off."""
+    up to its rounding; weights stay float32, or small steps would be lost. Dropout stays off. lora: its rank,
+    on all linear layers, alpha twice the rank as in the paper; only the frozen weights are then bfloat16."""
 
     read_batch, write_batch = 8, 64
     longest_prompt, longest = 256, 128  # tokens; a prompt keeps its end, a response its beginning
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, lora: int | None = None):
         super().__init__()
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -354,9 +356,17 @@ class PretrainedPolicy(nn.Module):
         self.end = self.tokenizer.eos_token_id
         if self.end is None:
             raise data.InputError(f"--policy {name}: its tokenizer has no end of text")
-        self.model = AutoModelForCausalLM.from_pretrained(name).float().eval()
+        dtype = torch.bfloat16 if lora else torch.float32
+        self.model = AutoModelForCausalLM.from_pretrained(name).to(dtype).eval()
         # A checkpoint's own may bring repetition penalties and the like: samples of another distribution.
         self.model.generation_config = GenerationConfig()
+        if lora:
+            try:
+                import peft
+            except ImportError as error:
+                raise data.InputError(f"--lora needs the package peft: pip install peft ({error})") from error
+            config = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear")
+            self.model = peft.get_peft_model(self.model, config).eval()
 
     def forward(self, tokens):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
@@ -398,7 +408,7 @@ def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: st
     return lambda features: torch.cat([head((features - mean) / (std + 1e-6)) for head in heads], dim=1)
 
 
-def dialogues(seed: int, folder, device: str, name: str) -> Alignment:
+def dialogues(seed: int, folder, device: str, name: str, lora: int | None) -> Alignment:
     """HH-RLHF. The reward models are heads on the policy's own frozen features, trained on pairs that say
     which answer is the more helpful: all; with 30 % of the labels replaced; a quarter. The policy's pairs and
     the truth about them are the data set's. A new response is judged by one more such head, trained on the
@@ -409,7 +419,7 @@ def dialogues(seed: int, folder, device: str, name: str) -> Alignment:
         models.unflat(models.read(name, models.flat(split.x), device), True)  # first: it may not be there
         for split in (task.strong_train, task.weak_train)
     )
-    policy, y = PretrainedPolicy(name).to(device), task.weak_train.y
+    policy, y = PretrainedPolicy(name, lora).to(device), task.weak_train.y
     noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(seed))
     reward = reward_heads(known, [y, noisy, y[: -(-len(y) // 4)]], device)
     truth = reward_heads(own, [task.strong_train.y], device)

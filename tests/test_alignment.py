@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 from argparse import Namespace
 
 import pytest
@@ -135,7 +136,7 @@ def test_samples_follow_the_policy(policy, monkeypatch):
 
 
 def prepare(task, seed=0, folder=None, policy=None):
-    given = {"data_dir": folder, "policy": policy, "device": "cpu", "encoder_steps": 10}
+    given = {"data_dir": folder, "policy": policy, "device": "cpu", "encoder_steps": 10, "lora": None}
     return alignment.prepare(task, Namespace(seed=seed, **given))
 
 
@@ -236,17 +237,35 @@ def test_a_pretrained_policy_in_any_company(checkpoint):
     assert (first.bincount(minlength=len(expected)) / 1500 - expected).abs().max() < 0.05
 
 
-def test_a_pretrained_policy_is_aligned_end_to_end(checkpoint, dialogue_files, monkeypatch, tmp_path):
+@pytest.mark.parametrize("lora", ["", "--lora 4"])
+def test_a_pretrained_policy_is_aligned_end_to_end(lora, checkpoint, dialogue_files, monkeypatch, tmp_path):
+    pytest.importorskip("peft") if lora else None
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(alignment, "NUM_TEST", 5)
     monkeypatch.setattr(alignment.PretrainedPolicy, "longest", 6)
     flags = "--task hh-helpful-harmless --seeds 0 --steps 18 --lr 1e-3 --batch-size 8 --device cpu"
-    flags += f" --micro-batch 3 --supervision gold --policy {checkpoint} --data-dir {dialogue_files}"
+    flags += f" --micro-batch 3 --supervision gold --policy {checkpoint} --data-dir {dialogue_files} {lora}"
     [row] = run_script(raven_dpo, *flags.split())
     assert row["task"] == "hh-helpful-harmless" and row["reward_models"] == ["all", "noisy", "few"]
     assert re.fullmatch(r"checkpoint-[0-9a-f]{12}", row["flags"]["policy"])
     assert row["n_test"] == 5 and row["kl"] > 0 and 1 <= row["length"] <= 6 and 0 < row["well_formed"] <= 1
     assert row["history"][-1]["chosen"] > row["history"][-1]["rejected"]
+
+
+def test_lora_trains_adapters_alone_and_starts_as_the_model(checkpoint):
+    pytest.importorskip("peft")
+    plain, adapted = alignment.PretrainedPolicy(checkpoint), alignment.PretrainedPolicy(checkpoint, 2)
+    tokens = torch.tensor([[2, 4, 5, 6]])
+    torch.testing.assert_close(adapted(tokens).float(), plain(tokens), atol=0.02, rtol=0.02)  # bfloat16
+    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert trained and all("lora" in name for name in trained)
+    assert adapted.model.peft_config["default"].lora_alpha == 4  # twice the rank
+
+
+def test_lora_without_its_package_is_one_clear_line(checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(data.InputError, match="--lora needs the package peft"):
+        alignment.PretrainedPolicy(checkpoint, 8)
 
 
 def test_dialogues_rewards_and_judge(checkpoint, dialogue_files, monkeypatch, tmp_path):
