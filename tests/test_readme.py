@@ -21,6 +21,7 @@ def commands():
     lines = "".join("".join(re.findall(r"```bash\n(.*?)```", page, re.S)) for page in PAGES.values())
     for path in [*ROOT.glob("*.py"), *ROOT.glob("methods/*.py")]:
         lines += "".join(re.findall(r"^    (python .*\n)", path.read_text().split('"""')[1], re.M))
+    lines = lines.replace("torchrun --nproc-per-node 8", "python")
     return sorted({line.split(" # ")[0].strip() for line in lines.splitlines()} - {""})
 
 

@@ -17,7 +17,7 @@ import report
 import store
 import tables
 
-MARKS = "scores differences against families confidence weights auto encoders protocol".split()
+MARKS = "real scores differences against families confidence weights auto encoders protocol".split()
 MARKS += "protocol-scores protocol-against settings ablation alignment".split()
 
 
@@ -94,6 +94,9 @@ def test_main_tables_by_hand():
     assert line(texts["differences"], "glyphs (") == [*some, *gains]
     cells = ["60.0 ±0.0", "72.0 ±5.0", "75.0 ±0.0", "–", "81.0 ±9.0", "–", "90.0 ±0.0"]
     assert line(texts["table"], "glyphs") == ["glyphs-shift (n = 3)", *cells]  # and no other task
+    assert not texts["real"]
+    encoded = [row | {"flags": row["flags"] | {"image_encoder": "vit"}} for row in rows[:9]]
+    assert line(tables.main_tables(main_table(encoded))["real"], "glyphs-shift vit (")[1:] == cells
     rows[-9]["pgr"] = None  # naive's, at the first seed of glyphs
     assert line(tables.main_tables(main_table(rows))["scores"], "glyphs (")[3] == "72.0 ±5.0 / –"
 
