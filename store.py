@@ -55,7 +55,7 @@ def cached(kind: str, compute, **key):
             try:
                 if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
                     raise zipfile.BadZipFile(damaged)
-                return torch.load(path, weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # zipfile and torch.load raise many kinds
                 print(f"{path} is damaged ({error}) and is computed again", file=sys.stderr)
         value = compute()
