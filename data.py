@@ -153,7 +153,7 @@ def share(word: str) -> float | None:
 
 def folders(name: str) -> list[str]:
     """The domains of a folder task, the target last; of another task none."""
-    known = re.fullmatch(r"folder:([^:+]+(\+[^:+]+)*:)?[^:+]+", name)
+    known = re.fullmatch(r"folder:([^/:+][^:+]*(\+[^/:+][^:+]*)*:)?[^/:+][^:+]*", name)
     return re.split("[:+]", name)[1:] if known else []
 
 

@@ -64,9 +64,9 @@ def pick_device(name: str) -> str:
     """CUDA if there is any for "auto", else the CPU. Raises InputError on a device that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a GPU for each process, which rows do not name
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # a GPU for each process, which rows do not name
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise data.InputError(f"no device {name!r} here ({str(error).splitlines()[0]})") from error
@@ -126,6 +126,8 @@ def missing(parser, argv, resolve=data.resolve, heads=False):
         if (heads or args.lr == "auto" or args.protocol) and each.recipe is not data.HEAD:
             asked = "this method" if heads else "--lr auto or --protocol"
             raise data.InputError(f"{asked} is for linear heads on features, not for {each.name}")
+        if (args.image_encoder or args.weak_encoder) and not data.folders(each.name):
+            raise data.InputError(f"--image-encoder and --weak-encoder are for folder tasks, not {each.name}")
         usual = vars(parser.parse_args([])) | each.recipe
         if args.protocol:
             found = searched(method, each.kind, getattr(args, "supervision", None))  # not all have one

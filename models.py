@@ -5,9 +5,9 @@
 The networks are in tasks/images.py and tasks/text.py. What is slow is computed once and kept under cache/.
 """
 
+import functools
 import math
 import random
-from functools import partial
 from itertools import islice
 
 import torch
@@ -21,7 +21,7 @@ from store import cached
 from tasks import images, labelled, pictures, text
 
 ENCODER_STEPS = 800
-SHARD = 5000  # images
+SHARD = 1000  # images
 
 
 class Batches:
@@ -313,18 +313,28 @@ def read(name: str, texts: list[str], device: str) -> torch.Tensor:
     return features[[place[each] for each in texts]]
 
 
+@functools.cache
+def image_encoder(name: str, whole: bool):
+    """pictures.encoder, by one process at a time, as a download may be part of it."""
+    with store.locked(store.CACHE / "encoder"):
+        return pictures.encoder(name, whole)
+
+
 def look(task: data.Task, files: list[str], name: str, device: str, whole=False) -> torch.Tensor:
     """N files of a folder task's domains -> (N, D) from a network: pictures.features. All images of a domain
     are read, for all seeds, SHARD at a time; of several processes each begins with another shard."""
     rows, (rank, world) = {}, store.rank()
-    for domain in task.files.values():
-        shards = [domain[i : i + SHARD] for i in range(0, len(domain), SHARD)]
-        first = rank * len(shards) // world
-        for shard in shards[first:] + shards[:first] if not set(domain).isdisjoint(files) else []:
-            content = [data.fingerprint(file) for file in shard]
-            key = {"name": data.row_name(name), "content": content, "device": device, "whole": whole}
-            found = cached("pictures", partial(pictures.features, name, shard, device, whole), **key)
-            rows |= zip(shard, found)
+    domains = [domain for domain in task.files.values() if not set(domain).isdisjoint(files)]
+    shards = [domain[i : i + SHARD] for domain in domains for i in range(0, len(domain), SHARD)]
+    first = rank * len(shards) // world
+    for shard in shards[first:] + shards[:first]:
+        content = [data.fingerprint(file) for file in shard]
+        key = {"name": data.row_name(name), "content": content, "device": device, "whole": whole}
+
+        def read(shard=shard):
+            return pictures.features(name, *image_encoder(name, whole), shard, device, half=not whole)
+
+        rows |= zip(shard, cached("pictures", read, **key))
     return torch.stack([rows[file] for file in files]).to(device)
 
 
@@ -333,8 +343,8 @@ def supervise(known, seed: int, folder, device: str, steps: int, text_encoder=No
 
     Weak models trained on the source domain label the target splits; the strong encoder, pretrained in
     `steps`, describes them. A FILE.npz brings both. In the tasks of labelled.py the weak model is a teacher
-    trained on strong_train, and x stay images. encoders: the image_encoder and
-    weak_encoder of a folder task. Raises data.InputError as data.load does."""
+    trained on strong_train, and x stay images. encoders: the image_encoder and weak_encoder of a folder task.
+    Raises data.InputError as data.load does."""
     if known.name.endswith(".npz"):
         task = standardise(known.load(seed, folder))
     else:
@@ -342,7 +352,7 @@ def supervise(known, seed: int, folder, device: str, steps: int, text_encoder=No
         parts = data.folders(known.name)
         key |= {"data": data.fingerprint(folder, parts) if folder and known.has_files else None}
         encoders["text_encoder"] = text_encoder
-        key |= {name: encoder and data.row_name(encoder) for name, encoder in encoders.items()}
+        key |= {name: data.row_name(encoder) for name, encoder in encoders.items() if encoder}
         make = label_and_encode if known.recipe is data.HEAD else label_by_teacher
         arguments = (seed, device, steps, encoders)
         task = cached("supervision", lambda: make(known.load(seed, folder), *arguments), **key)

@@ -56,8 +56,8 @@ FAMILIES = {  # the start of a line, the first that fits
     "glyphs": "rendered digits", "usps-mnist": "handwriting", "mnist-usps": "handwriting",
     "folder": "photographs",
     "reviews": "generated reviews", "preferences": "generated preferences", "hh": "HH-RLHF",
-    **{f"text:{each}": "Amazon reviews" for each in ("books", "dvd", "electronics", "kitchen")},
-    "text:": "tweets",
+    **{f"text:{each}": "Amazon reviews" for each in ("books", "dvd", "electronics", "kitchen", "video")},
+    **{f"text:{each}": "tweets" for each in ("boston", "oklahoma", "sandy", "west")},
 }  # fmt: skip
 FIRST_TASKS = """glyphs-shift usps-mnist folder:caltech:amazon folder:amazon+caltech+dslr:webcam reviews-shift
     text:books:kitchen preferences-shift hh-helpful-harmless""".split()  # in README.md
@@ -77,9 +77,12 @@ def variants(names: tuple, flag: str, choices: list, usual: dict) -> dict:
 
 
 def protocol_columns(row: dict) -> dict:
-    """The same methods with what protocol.py found last."""
-    own = {"protocol": row["flags"].get("protocol")}
-    last = own["protocol"] in [each["flags"] for each in evaluate.searches()]
+    """The same methods with what protocol.py found last for the row's kind and supervision."""
+    flags, own = row["flags"], {"protocol": row["flags"].get("protocol")}
+    searched = {"method": row["method"], "kind": row.get("kind"), "flags": own["protocol"]}
+    whose = (flags.get("supervision", "each"), None)
+    lines = evaluate.searches() if own["protocol"] else []
+    last = any(searched.items() <= line.items() and line["supervision"] in whose for line in lines)
     return {name: (method, flags | own) for name, (method, flags, _) in COLUMNS.items() if last}
 
 
@@ -229,7 +232,7 @@ def family(line: str) -> str:
     """The task's, of a file the start of its name."""
     if ".npz" in line:
         return re.split("[-_.]", line)[0]
-    return next(name for start, name in FAMILIES.items() if line.startswith(start))
+    return next((name for start, name in FAMILIES.items() if line.startswith(start)), line.split()[0])
 
 
 def against_tables(table: Table) -> dict[str, str]:

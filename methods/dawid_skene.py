@@ -19,7 +19,7 @@ It starts from t = each class's share of the votes. An ordinary head learns the 
 
 Difference from the paper: alpha, counts added to every cell, without which a class that nobody names has no
 matrix. What the model cannot see: weak models that err alike (two identical ones count twice, and lead), and
-that all may be below chance. A weak model that always says the same counts for nothing.
+that all may be below chance. One that always says the same counts for next to nothing.
 
     python methods/dawid_skene.py --task glyphs-shift
 

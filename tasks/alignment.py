@@ -352,6 +352,11 @@ class PretrainedPolicy(nn.Module):
         super().__init__()
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+        if lora:  # before anything is fetched
+            try:
+                import peft
+            except ImportError as error:
+                raise data.InputError(f"--lora needs the package peft: pip install peft ({error})") from error
         self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
         self.end = self.tokenizer.eos_token_id
         if self.end is None:
@@ -361,10 +366,6 @@ class PretrainedPolicy(nn.Module):
         # A checkpoint's own may bring repetition penalties and the like: samples of another distribution.
         self.model.generation_config = GenerationConfig()
         if lora:
-            try:
-                import peft
-            except ImportError as error:
-                raise data.InputError(f"--lora needs the package peft: pip install peft ({error})") from error
             config = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear")
             self.model = peft.get_peft_model(self.model, config).eval()
 

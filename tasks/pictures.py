@@ -4,7 +4,8 @@
     hub:REPOSITORY:ENTRY      of torch.hub, whose code is run: hub:facebookresearch/dino:dino_vitb8
     timm:NAME                 where timm is installed
     python:MODULE:FUNCTION    FUNCTION() -> (module: images -> features (N, D), transform: PIL -> tensor);
-                              MODULE is imported from PYTHONPATH or the current folder
+                              MODULE is imported from PYTHONPATH or the current folder; features are kept
+                              until its file changes, whatever weights it reads
 """
 
 import importlib
@@ -90,12 +91,11 @@ def encoder(name: str, whole: bool):
         raise InputError(f"cannot use {name} ({reason}); {more} reads from disk") from error
 
 
-def features(name: str, files: list[str], device: str, whole: bool = False) -> torch.Tensor:
-    """N files -> what the network `name` makes of them, (N, D): features, or if `whole` the classifier's
-    logits, which unlike features are not computed in bfloat16 on CUDA."""
+def features(name: str, network, transform, files: list[str], device: str, half: bool) -> torch.Tensor:
+    """N files -> what the encoder `name` makes of them, (N, D); if `half` in bfloat16 on CUDA, which is
+    enough for features, not for logits."""
     from torchvision.datasets.folder import default_loader
 
-    network, transform = encoder(name, whole)
     network.eval().to(device)
 
     def load(paths):
@@ -108,9 +108,9 @@ def features(name: str, files: list[str], device: str, whole: bool = False) -> t
     # Forked on macOS too, where else what the workers get would be pickled: a user's transform may not be.
     parallel = {"num_workers": WORKERS, "multiprocessing_context": "fork"}
     batches = torch.utils.data.DataLoader(files, 64, collate_fn=lambda b: torch.stack([*load(b)]), **parallel)
-    begun, parts, half = time.perf_counter(), [], device.startswith("cuda") and not whole
+    begun, parts = time.perf_counter(), []
     try:
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half and "cuda" in device):
             for batch in tqdm(batches, name, leave=False, disable=None):
                 out = network(batch.to(device))
                 if not torch.is_tensor(out) or len(out) != len(batch):

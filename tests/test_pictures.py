@@ -129,9 +129,12 @@ def test_named_networks_of_torchvision_and_hub(photos, monkeypatch):
     plain, files = networks.shufflenet_v2_x0_5().eval(), [str(photos / f"paint/gold/{i}.png") for i in (3, 1)]
     weights = networks.ShuffleNet_V2_X0_5_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: plain.state_dict())
-    x, logits = (pictures.features("shufflenet_v2_x0_5", files, "cpu", whole) for whole in (False, True))
+    name = "shufflenet_v2_x0_5"
+    made = [pictures.encoder(name, whole) for whole in (False, True)]
+    x, logits = (pictures.features(name, *each, files, "cpu", False) for each in made)
     torch.testing.assert_close(plain.fc(x), logits)
     made = []
     monkeypatch.setattr(torch.hub, "load", lambda *given, **_: made.append(given) or torch.nn.Flatten())
-    assert pictures.features("hub:a/b:c:d", files, "cpu").shape == (2, 3 * 224 * 224)
+    hub = pictures.features("hub", *pictures.encoder("hub:a/b:c:d", False), files, "cpu", False)
+    assert hub.shape == (2, 3 * 224 * 224)
     assert made == [("a/b:c", "d")]

@@ -168,11 +168,13 @@ def test_protocol_by_hand(monkeypatch, tmp_path):
     each = {"trials": [[1e-3, 5, 0.5], [1e-2, 10, 0.75]], "flags": {"lr": 1e-2, "steps": 10}}
     lines = [{"kind": kind, "method": "naive", "supervision": "mean", **each} for kind in ("image", "text")]
     write_lines(evaluate.PROTOCOL, lines)
-    rows = make_rows("raven", [0.8, 0.8], flags={"protocol": each["flags"]})
-    rows += make_rows("raven", [0.1, 0.1], flags={"protocol": {"lr": 0.1}})  # of an earlier search
+    own = {"protocol": each["flags"], "supervision": "mean"}
+    rows = make_rows("naive", [0.8, 0.8], flags=own, kind="image")
+    rows += make_rows("naive", [0.1, 0.1], flags=own | {"protocol": {"lr": 0.1}}, kind="image")  # old
+    rows += make_rows("naive", [0.1, 0.1], flags=own | {"supervision": "vote"}, kind="image")  # not its own
     texts = tables.protocol_tables(tables.of(rows)["protocol"])
     assert line(texts["protocol"], "ensemble: --lr, --steps")[1:] == ["0.01, 10: 75.0 (50.0)"] * 2
-    assert line(texts["protocol-scores"], "glyphs")[1:] == [*"––––––", "80.0 ±0.0", *"–––"]
+    assert line(texts["protocol-scores"], "glyphs")[1:] == ["–", "80.0 ±0.0", *"––––––––"]
 
 
 def test_a_line_has_the_seeds_that_all_its_columns_share():

@@ -44,7 +44,8 @@ def test_each_process_reads_another_shard_first(monkeypatch):
     monkeypatch.setattr(models, "SHARD", 3)
     monkeypatch.setattr(models.data, "fingerprint", str)
     monkeypatch.setattr(models, "cached", lambda kind, compute, **key: compute())
-    monkeypatch.setattr(models.pictures, "features", lambda name, shard, *_: see(shard))
+    monkeypatch.setattr(models, "image_encoder", lambda *_: ("network", "transform"))
+    monkeypatch.setattr(models.pictures, "features", lambda *given, **_: see(given[3]))
 
     def see(shard):
         read.append(shard)
