@@ -182,6 +182,7 @@ def folder_weak_models(task: data.Task, seed: int, device: str, encoder: str | N
 
         return {data.row_name(encoder): classify}
 
+    @functools.lru_cache(1)  # the weak models look at the same files
     def see(x):  # each image, or its features, of mean 0 and deviation 1
         x = look(task, x, encoder or "pixels", device).float()
         return F.layer_norm(x, x.shape[1:]).unflatten(1, (-1,) if encoder else (3, pictures.SIDE, -1))
@@ -189,9 +190,9 @@ def folder_weak_models(task: data.Task, seed: int, device: str, encoder: str | N
     head, cnn = images.linear_net, images.photo_net
     if isinstance(task.weak_train, dict):
         parts = task.weak_train.items()
-        recipes = {name: (head if encoder else cnn, see(part.x), part.y) for name, part in parts}
+        recipes = {name: (head if encoder else cnn, see(tuple(part.x)), part.y) for name, part in parts}
     else:
-        x, y, few = see(task.weak_train.x), task.weak_train.y, math.ceil(len(task.weak_train.x) / 4)
+        x, y, few = see(tuple(task.weak_train.x)), task.weak_train.y, math.ceil(len(task.weak_train.x) / 4)
         noisy = noisy_labels(y, task.num_classes, torch.Generator().manual_seed(seed))
         recipes = {"head": (head, x, y), "noisy": (head, x, noisy), "few": (head, x[:few], y[:few])}
         if not encoder:
@@ -204,7 +205,7 @@ def folder_weak_models(task: data.Task, seed: int, device: str, encoder: str | N
         model = network(task.num_classes, x[0].numel()).to(device)
         lr = 3e-3 if network is cnn else 1e-3  # of 1e-3 and 3e-3 by held-out images of the source
         fit(model, x, y.to(device), lr=lr, progress=f"weak model {name}", **recipe)
-        weak_models[name] = lambda x, model=model: predict(model, see(x))
+        weak_models[name] = lambda x, model=model: predict(model, see(tuple(x)))
     return weak_models
 
 
