@@ -293,7 +293,7 @@ def encode(task: data.Task, x, steps: int, device: str) -> torch.Tensor:
         model.load_state_dict(pretrained(task.encoder, steps, device))
         features = predict(model.to(device).features, text.encode(flat(x)).to(device))
     elif task.files:
-        features = look(task, x, task.encoder, device)
+        features = look(task, x, task.encoder, device).float()
     elif task.encoder == "bag of words":
         features = text.bag_features(flat(x), flat(task.strong_train.x))
     else:

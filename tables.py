@@ -35,7 +35,7 @@ POLICIES = {
     "ceiling": ("raven_dpo", {"supervision": "gold"}, "black"),
 }
 COLORS = {name: color for name, (*_, color) in (COLUMNS | POLICIES).items()}
-SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN", "prototypes")  # where all have no room
+SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN", "prototypes")  # for small tables
 TUNED = SOME[1:4]
 ENCODERS = [800, 801]  # steps of pretraining
 CONFIDENT = ("confidence", "adaptive_confidence")

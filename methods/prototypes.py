@@ -14,7 +14,7 @@ It starts from t = the mean weak label; (2) and (3) are done `rounds` times, wit
 second on. An ordinary head learns the last t, at a rate that clean labels bear.
 
     symbol | here          shape
-    x      | x             (N, D)      strong features
+    x      | x             (N, D)      strong features, centred
     t      | targets       (N, C)
 
 The combination is ours. Prototypes that name what they were made of are known from source-free adaptation:

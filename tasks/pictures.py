@@ -3,6 +3,7 @@
     resnet50                  a torchvision model with its default weights and their transform
     hub:REPOSITORY:ENTRY      of torch.hub, whose code is run: hub:facebookresearch/dino:dino_vitb8
     timm:NAME                 where timm is installed
+    pixels                    the image itself, SIDE x SIDE: what small weak models see
     python:MODULE:FUNCTION    FUNCTION() -> (module: images -> features (N, D), transform: PIL -> tensor);
                               MODULE is imported from PYTHONPATH or the current folder; features are kept
                               until its file changes, whatever weights it reads
