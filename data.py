@@ -65,7 +65,7 @@ class Split(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One weak-to-strong problem. models.supervise adds weak_probs, and where the student is a linear head it
+    """One weak-to-strong problem. teachers.supervise adds weak_probs, and where the student is a linear head,
     replaces images and texts by features."""
 
     kind: str  # "image", "text", "preference"; "features" of a FILE.npz without pairs

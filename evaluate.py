@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import data
 import models
 import store
+import teachers
 from methods import prototypes
 from tasks import labelled
 
@@ -53,6 +54,11 @@ def number(kind: type, low: float, high: float = 2**31 - 1):
 
     parse.__name__ = kind.__name__  # argparse's own error names it
     return parse
+
+
+def weak_models(text: str) -> int | str:
+    """An argparse type: how many weak models, or "specialists"."""
+    return text if text == "specialists" else number(int, 1, teachers.MANY)(text)
 
 
 def rate(text: str) -> float | str:
@@ -90,6 +96,8 @@ def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     add("--image-encoder", help="for folder tasks, else resnet50: tasks/pictures.py says what it may name")
     add("--weak-encoder", help="for folder tasks: weak models are heads on this encoder's features")
+    add("--weak-models", type=weak_models, help="specialists (by domain), or how many, of all kinds")
+    add("--weak-temperatures", nargs="+", type=number(float, 1e-3), help="of each weak model: a control")
     # Else the task decides: data.HEAD, tasks/labelled.py, which has rates too.
     add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
     add("--lr", type=rate, default=lr, help="of a linear head; auto: chosen without true labels")
@@ -123,11 +131,14 @@ def missing(parser, argv, resolve=data.resolve, heads=False):
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
     for each in known:
-        if (heads or args.lr == "auto" or args.protocol) and each.recipe is not data.HEAD:
-            asked = "this method" if heads else "--lr auto or --protocol"
+        changed = args.weak_models or args.weak_temperatures
+        if (heads or args.lr == "auto" or args.protocol or changed) and each.recipe is not data.HEAD:
+            asked = "this method" if heads else "--lr auto, --protocol, --weak-models or --weak-temperatures"
             raise data.InputError(f"{asked} is for linear heads on features, not for {each.name}")
         if (args.image_encoder or args.weak_encoder) and not data.folders(each.name):
             raise data.InputError(f"--image-encoder and --weak-encoder are for folder tasks, not {each.name}")
+        if args.weak_models and each.name.endswith(".npz"):
+            raise data.InputError(f"{each.name} has weak models of its own")
         usual = vars(parser.parse_args([])) | each.recipe
         if args.protocol:
             found = searched(method, each.kind, getattr(args, "supervision", None))  # not all have one
@@ -164,9 +175,11 @@ def compile_wanted(args) -> bool:
 def problems(parser, argv=None, heads=False):
     """A Problem for each task and seed that has no row yet. heads: only of tasks of linear heads."""
     for known, args, identity in missing(parser, argv, heads=heads):
-        given = (args.data_dir, args.device, args.encoder_steps, args.text_encoder)
-        pictured = {key: getattr(args, key) for key in ("image_encoder", "weak_encoder")}
-        task = models.supervise(known, args.seed, *given, **pictured)
+        given = (args.data_dir, args.device, args.encoder_steps)
+        chosen = ("text_encoder", "image_encoder", "weak_encoder", "weak_models")
+        task = teachers.supervise(known, args.seed, *given, **{key: getattr(args, key) for key in chosen})
+        if args.weak_temperatures:
+            task = teachers.sharpen(task, args.weak_temperatures)
         if args.lr == "auto":
             args.lr = choose_lr(task, args, identity)
         yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())
@@ -195,7 +208,7 @@ def choose_lr(task: data.Task, args, identity: dict) -> float:
     x, _, weak_probs, _ = task.strong_train
     wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
     for lr in RATES:
-        student = trained(task, args, identity, "naive 0 of 1", weak_probs.mean(1), lr)
+        student = trained(task, args, identity, f"naive 0 of 1 {task.weak_models}", weak_probs.mean(1), lr)
         agreement[lr] = accuracy(models.predict(student, x), wanted)
     return max(agreement, key=agreement.get)
 
@@ -286,8 +299,10 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
     ceiling = trained(*given, "ceiling", strong.y, problem.args.ceiling_lr)
     best, own = accuracy(models.predict(ceiling, x), y), [accuracy(each, y) for each in scores]
     weak = [accuracy(each, y) for each in weak_probs.unbind(1)]
-    teachers = weak if len(own) == len(weak) else [mean(weak)] * len(own)
-    recovered = [pgr(teacher, student, best, len(y)) for teacher, student in zip(teachers, own)]
+    bases = weak if len(own) == len(weak) else [mean(weak)] * len(own)
+    recovered = [pgr(base, student, best, len(y)) for base, student in zip(bases, own)]
+    votes = weak_probs.argmax(-1)
+    same = (votes[:, :, None] == votes[:, None]).double().mean(0)  # (M, M), 1 on the diagonal
     agreement = [accuracy(each, target.argmax(-1)) for each, target in zip(scores, targets)]
     row = {
         "kind": task.kind,
@@ -296,6 +311,7 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
         "weak_models": task.weak_models,
         "weak": weak,
         "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
+        "weak_agreement": ((same.sum(0) - 1) / max(1, len(weak) - 1)).tolist(),  # with one of the others
         **({"students": own} if len(own) > 1 else {}),
         "lr": problem.args.lr,
         "student": mean(own),
@@ -308,7 +324,8 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
     }
     row["agreement_naive"] = None
     if naive and strong.labels is None:
-        named = ((f"naive {i} of {len(own)}", q) for i, q in enumerate(supervisors(problem)))
+        name, whose = f"naive {{}} of {len(own)} {task.weak_models}", enumerate(supervisors(problem))
+        named = ((name.format(i), q) for i, q in whose)
         others = (trained(*given, name, q, problem.args.lr) for name, q in named)
         said = [models.predict(other, x).argmax(-1) for other in others]
         row["agreement_naive"] = mean(map(accuracy, scores, said))

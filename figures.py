@@ -15,6 +15,8 @@ from matplotlib.patches import Patch
 import data
 import evaluate
 import models
+import tables
+import teachers
 from methods import prototypes
 from tables import COLORS, COLUMNS, CONTROLS, SEVERITY, SOME, Table, interval, merged, title, values
 
@@ -99,6 +101,63 @@ def draw_severity(table: Table) -> Figure:
     return figure
 
 
+def draw_numbers(table: Table) -> Figure:
+    """Per task, accuracy against the number of weak models."""
+    figure, found = panels(table, 2.4, 3, sharey=False)
+    for axis, line, columns in found:
+        lines = {"weak mean": ("ensemble", "weak"), **{name: (name, "student") for name in tables.COUNTED}}
+        for label, (name, key) in lines.items():  # a student's accuracy is a number, of weak models a list
+            numbers = ([np.mean(each) for each in values(columns[name, n], key)] for n in tables.NUMBERS)
+            centers, halves = zip(*map(interval, numbers))
+            style = {"color": COLORS.get(label, "black"), "markersize": 3, "linewidth": 1.2, "capsize": 2}
+            style |= {"fmt": "o:" if key == "weak" else "o-", "label": label}
+            axis.errorbar(tables.NUMBERS, centers, halves, **style)
+        some = merged(columns)
+        axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
+        axis.set(xscale="log", xlabel=f"weak models (n = {len(some)})", title=line)
+        axis.set_xticks(tables.NUMBERS, tables.NUMBERS)
+        axis.minorticks_off()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def rank_correlation(a, b) -> float:
+    """Spearman's, of two lists without NaN; equal numbers share a rank."""
+    ranks = [(x[:, None] > x).sum(1) + (x[:, None] == x).sum(1) / 2 for x in map(np.array, (a, b))]
+    return np.corrcoef(*ranks)[0, 1]
+
+
+def draw_controls(table: Table) -> Figure:
+    """Per task, RAVEN's weight of each weak model, with its labels sharper, as they are and softer; below,
+    how the weights of many weak models go with their accuracy, confidence and agreement."""
+    figure = Figure(figsize=(0.8 + 2.4 * len(table), 4.4))
+    for (line, columns), (top, bottom) in zip(table.items(), figure.subplots(2, len(table), sharey="row").T):
+        some = merged(columns)
+        for i, (name, T) in enumerate(tables.SHARP.items()):
+            rows = (columns[m, name] for m in range(3))
+            own = (interval([w[m] for w in values(each, "weights")]) for m, each in enumerate(rows))
+            centers, halves = zip(*own)
+            label = f"{name}: T = {T:g}" if T != 1 else name
+            top.errorbar(np.arange(3) + 0.2 * (i - 1), centers, halves, fmt="^ov"[i], capsize=2, label=label)
+        named = zip(*(values(some, key)[0] for key in ("weak_models", "weak", "weak_confidence")))
+        top.set_xticks(range(3), [f"{name}\n{own:.0%}, {sure:.2f}" for name, own, sure in named])
+        top.set(title=title(line, columns), xlabel="weak model: accuracy, confidence")
+        keys = {"accuracy": "weak", "confidence": "weak_confidence", "agreement": "weak_agreement"}
+        for i, key in enumerate(keys.values()):
+            found = [rank_correlation(row["weights"], row[key]) for row in columns["many"].values()]
+            bottom.plot([i] * len(found), found, "o", color="C7", alpha=0.4, markersize=4)
+            center, half = interval(found)
+            bottom.errorbar(i, center, half, fmt="ko", capsize=3)
+        bottom.axhline(0, color="black", linewidth=0.6)
+        bottom.set_xticks(range(3), keys)
+        bottom.set(xlim=(-0.5, 2.5), ylim=(-1.05, 1.05))
+    axes = figure.axes
+    axes[0].set_ylabel("RAVEN's weight")
+    axes[len(table)].set_ylabel(f"rank correlation with the\nweights of {tables.NUMBERS[-1]} weak models")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def draw_settings(table: Table) -> Figure:
     """How often student and weak labels agree over epochs, and mean b where not; thin lines are seeds."""
     figure = Figure(figsize=(0.8 + 1.6 * len(table), 4))
@@ -147,7 +206,7 @@ def draw_geometry(names: list[str]) -> Figure:
     class, by what the weak models say on average, and by the prototypes, drawn as stars."""
     figure = Figure(figsize=(7.5, 2.6 * len(names)))
     for name, row in zip(names, figure.subplots(len(names), 3, squeeze=False)):
-        task = models.supervise(data.resolve(name), 0, None, "cpu", models.ENCODER_STEPS)
+        task = teachers.supervise(data.resolve(name), 0, None, "cpu", models.ENCODER_STEPS)
         x, y, weak_probs, _ = task.strong_train
         labels = prototypes.label(x, weak_probs)
         plane = x @ torch.linalg.svd(x, full_matrices=False)[2][:2].T  # x is centred

@@ -25,6 +25,7 @@ import data
 import evaluate
 import models
 import store
+import teachers
 
 SEEDS, TRIALS = ["10", "11", "12"], 12
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
@@ -32,12 +33,15 @@ OWN = {  # method -> its flag that is searched besides the rate
     "naive": ("steps", [275, 550, 1100, 2200, 4400]),
     "confidence": ("alpha", [0.125, 0.25, 0.5, 0.75, 0.9]),
     "adaptive_confidence": ("temperature", [0.125, 0.5, 2.0, 8.0, 32.0]),
+    "bayes": ("gamma", [0.0, 0.25, 0.5, 0.75, 0.9]),
+    "co_supervised": ("steps", [275, 550, 1100, 2200, 4400]),
     "raven": ("weight_lr", [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0]),
     "dawid_skene": ("smoothing", [0.1, 1.0, 10.0, 100.0, 1000.0]),
     "prototypes": ("gamma", [0.5, 1.0, 2.0, 4.0, 8.0]),
 }
 SUPERVISIONS = {"naive": ["each", "mean", "vote"], "confidence": ["each", "mean"]}  # others have none
 SUPERVISIONS["adaptive_confidence"] = SUPERVISIONS["confidence"]
+SEVERAL = ("text", "preference")  # source domains, which co-supervised learning needs
 TASKS = {"image": ["glyphs-shift"], "text": ["reviews-shift"], "preference": ["preferences-shift"]}
 TASKS["features"] = ["text:alberta+boston+queensland:oklahoma"]
 REPORTED = """text:boston+oklahoma+queensland:alberta text:oklahoma+queensland+sandy:boston
@@ -70,7 +74,8 @@ def val(method: str, fixed: list[str], flag: str, lr: float, own: float) -> floa
 def save_npz(name: str, out: str, data_dir: str, text_encoder: str) -> str:
     """The task's three target splits as one FILE.npz, which each seed splits anew. Returns its path."""
     path = Path(out, f"{name.rpartition(':')[2]}.npz")
-    task = models.supervise(data.resolve(name), 0, data_dir, "cpu", models.ENCODER_STEPS, text_encoder)
+    given = (data.resolve(name), 0, data_dir, "cpu", models.ENCODER_STEPS)
+    task = teachers.supervise(*given, text_encoder=text_encoder)
     splits = [task.strong_train, task.val, task.test]
     names = ("x", "weak_probs", "y")
     arrays = {key: torch.cat([getattr(each, key) for each in splits]).numpy() for key in names}
@@ -91,6 +96,8 @@ def main(argv=None) -> None:
         given = (args.out, args.data_dir, args.text_encoder)
         tasks = [save_npz(name, *given) for name in tasks + REPORTED][: len(tasks)]
     for method, (flag, choices) in OWN.items():
+        if method == "co_supervised" and args.kind not in SEVERAL:
+            continue
         for supervision in SUPERVISIONS.get(method, [None]):
             line = {"kind": args.kind, "method": method, "supervision": supervision}
             fixed = ["--task", *tasks, "--seeds", *SEEDS, "--out", args.out]

@@ -51,6 +51,7 @@ def main(argv=None) -> None:
     found = tables.of(rows)
     parts = {"rows": ("heads", "trust", "protocol"), "rates": ("rates", "auto", "encoders")}
     parts |= {"settings": ("settings",), "alignment": ("policies",)}
+    parts |= {"ablations": ("ablation", "specialists", "numbers", "controls")}
     published, seen = {}, set()  # each row once
     for part, names in parts.items():
         own = tables.rows_of([found[name] for name in names])
@@ -77,6 +78,7 @@ def main(argv=None) -> None:
     raven = {line: own for line, own in usual.items() if own["RAVEN"]}  # the table has the others too
     drawn = {"rates": found["rates"], "weights": raven, "severity": sweep}
     drawn |= {"settings": found["settings"], "alignment": found["policies"]}
+    drawn |= {name: found[name] for name in ("numbers", "controls")}
     for name, table in drawn.items():
         for folder in folders if table else []:
             getattr(figures, f"draw_{name}")(table).savefig(folder / f"{name}.png")

@@ -5,13 +5,14 @@
 # ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
 # ./run_all.sh protocol   every method with what protocol.py found for the kind of task
 # ./run_all.sh encoders   what other encoders change: pretrained for one step more, on other draws
+# ./run_all.sh ablations  RAVEN's parts, how many weak models, what its weights follow; specialists by domain
 # ./run_all.sh settings   AdaptConf's four settings, whole networks that also get labels; controls of its weight
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
 case "${1:-}" in
-"" | alignment | rates | protocol | encoders | settings | cifar100) ;;
-*) echo "run_all.sh: nothing, alignment, rates, protocol, encoders, settings or cifar100, not $1" >&2 && exit 2 ;;
+"" | ablations | alignment | rates | protocol | encoders | settings | cifar100) ;;
+*) echo "run_all.sh: none, ablations, alignment, rates, protocol, encoders, settings or cifar100: not $1" >&2 && exit 2 ;;
 esac
 source ./setup.sh
 out=${OUT:-runs}
@@ -45,6 +46,8 @@ adaptive_confidence.py
 adaptive_confidence.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 adaptive_confidence.py --supervision mean
 adaptive_confidence.py --supervision mean --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
+bayes.py
+bayes.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 raven.py
 raven.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 raven.py --weight-lr 0
@@ -56,6 +59,44 @@ prototypes.py
 prototypes.py --task glyphs-shift-0.2 glyphs-shift-0.6 glyphs-shift-0.8 --seeds 0 1 2
 END
     "$PYTHON" figures.py "$out/geometry.png"
+    ;;
+ablations)
+    shifted="--task glyphs-shift reviews-shift preferences-shift"
+    {
+        cat <<END
+naive.py --task reviews reviews-shift
+naive.py --task preferences preferences-shift
+naive.py --task glyphs-shift
+END
+        for task in glyphs-shift reviews-shift preferences-shift; do
+            echo "naive.py --task $task --supervision mean --weak-models 20"
+        done
+    } | together
+    {
+        cat <<END
+raven.py --weight-lr 0 --easy-phase 0 $shifted
+raven.py --easy-phase 1 $shifted
+raven.py --weight-lr 0 $shifted
+raven.py --easy-phase 0 $shifted
+raven.py --task glyphs-shift reviews reviews-shift preferences preferences-shift
+END
+        for method in "naive.py --supervision mean" raven.py prototypes.py; do
+            for number in 1 3 5 10 20; do
+                echo "$method --weak-models $number $shifted"
+            done
+        done
+        for temperature in 0.25 4; do
+            echo "raven.py --weak-temperatures $temperature 1 1 $shifted"
+            echo "raven.py --weak-temperatures 1 $temperature 1 $shifted"
+            echo "raven.py --weak-temperatures 1 1 $temperature $shifted"
+        done
+        several="--task reviews reviews-shift preferences preferences-shift"
+        echo co_supervised.py
+        for method in "naive.py --supervision mean" bayes.py raven.py prototypes.py; do
+            echo "$method $several"
+            echo "$method $several --weak-models specialists"
+        done
+    } | together
     ;;
 alignment)
     together <<'END'
@@ -105,10 +146,12 @@ confidence.py --protocol
 confidence.py --protocol --supervision mean
 adaptive_confidence.py --protocol
 adaptive_confidence.py --protocol --supervision mean
+bayes.py --protocol
 raven.py --protocol
 naive.py --protocol --supervision vote
 dawid_skene.py --protocol
 prototypes.py --protocol
+co_supervised.py --protocol
 END
     ;;
 settings) # T and ramp of AdaptConf's authors, not chosen on our data; tau is 1 (theirs: 10 few-shot, 1 to 20 noisy)

@@ -5,6 +5,7 @@ has the seeds that all columns with rows share. Differences are taken seed by se
 share data, splits, weak models and initial student.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -21,11 +22,13 @@ COLUMNS = {  # name -> method, flags that differ from its defaults, colour
     "Conf on ensemble": ("confidence", {"supervision": "mean"}, "#2ca02c"),
     "AdaptConf": ("adaptive_confidence", {}, "#ff7f0e"),
     "AdaptConf on ensemble": ("adaptive_confidence", {"supervision": "mean"}, "#d62728"),
+    "Bayes": ("bayes", {}, "#17becf"),
     "RAVEN": ("raven", {}, "#6a3d9a"),
     "majority vote": ("naive", {"supervision": "vote"}, "#9edae5"),
     "Dawid & Skene": ("dawid_skene", {}, "#bcbd22"),
     "prototypes": ("prototypes", {}, "#e377c2"),
 }
+CO_SUP = {"Co-sup": ("co_supervised", {}, "#393b79")}  # for tasks of several source domains
 POLICIES = {
     "one reward model": ("raven_dpo", {"supervision": "one"}, "#888888"),
     "ensemble": ("raven_dpo", {"supervision": "mean"}, "#1f77b4"),
@@ -48,6 +51,23 @@ SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / 
     "transfer": ((4.0, 0.0), "ImageNet, ResNet50 → ViT-B (MAE): 83.62 / 83.69 / 83.86"),
 }
 DEFAULTS = {"temperature": 8.0, "beta_ramp": 0.5}  # of these flags
+ABLATION = {  # RAVEN's parts -> method and flags; published mean PGR in % of its three shifted image sets
+    "naive": ("naive", {}, 1.8),
+    "ensemble": ("raven", {"weight_lr": 0.0, "easy_phase": 0.0}, 10.4),
+    "easy samples only": ("raven", {"easy_phase": 1.0}, 11.1),
+    "ensemble, easy start": ("raven", {"weight_lr": 0.0}, 10.7),
+    "learned weights": ("raven", {"easy_phase": 0.0}, 14.3),
+    "RAVEN": ("raven", {}, 16.1),
+    "best weak model": ("naive", {}, 15.0),  # of its students the one that an oracle chooses
+}
+NUMBERS = [1, 3, 5, 10, 20]  # of weak models
+COUNTED = ("ensemble", "RAVEN", "prototypes")
+SPECIALISTS = {name: COLUMNS[name] for name in ("ensemble", "Bayes", "RAVEN", "prototypes")}
+SPECIALISTS |= {
+    f"{name}, specialists": (method, flags | {"weak_models": "specialists"})
+    for name, (method, flags, _) in SPECIALISTS.items()
+} | CO_SUP  # fmt: skip
+SHARP = {"sharper": 0.25, "as it is": 1.0, "softer": 4.0}  # temperature of one of three weak models
 CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}  # --beta -> instead of b
 LABEL_FREE = ("glyphs-shift", "reviews-shift", "preferences-shift")  # also in the ablation of b
 SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in (0.2, 0.6, 0.8)}
@@ -83,7 +103,8 @@ def protocol_columns(row: dict) -> dict:
     whose = (flags.get("supervision", "each"), None)
     lines = evaluate.searches() if own["protocol"] else []
     last = any(searched.items() <= line.items() and line["supervision"] in whose for line in lines)
-    return {name: (method, flags | own) for name, (method, flags, _) in COLUMNS.items() if last}
+    columns = COLUMNS | CO_SUP
+    return {name: (method, flags | own) for name, (method, flags, _) in columns.items() if last}
 
 
 def settings_columns(row: dict) -> dict:
@@ -213,6 +234,34 @@ def weight_tables(table: Table) -> dict[str, str]:
     return {"weights": sheet("accuracy in points", lines)}
 
 
+def ablation_tables(table: Table) -> dict[str, str]:
+    """RAVEN's parts, one by one; the last is the student of the weak model that is best on test."""
+    lines = {}
+    for line, columns in table.items():
+        of = {name: (values(rows, "student"), values(rows, "pgr")) for name, rows in columns.items()}
+        best = [(int(np.argmax(row["weak"])), row) for row in columns["naive"].values()]
+        students = [row["students"][m] for m, row in best]
+        base = ((mean(row["weak"]), row["students"][m], row["ceiling"], row["n_test"]) for m, row in best)
+        of["best weak model"] = (students, [evaluate.pgr(*each) for each in base])
+        cells = {name: f"{show(own)} / {show(pgrs, 0)}" for name, (own, pgrs) in of.items()}
+        lines[title(line, columns)] = cells
+    if lines:
+        lines["published: mean PGR"] = {name: f"{pgr:g}" for name, (*_, pgr) in ABLATION.items()}
+    return {"parts": sheet("accuracy / PGR in %", lines)}
+
+
+def specialist_tables(table: Table) -> dict[str, str]:
+    """Students of the usual weak models, and of specialists."""
+    lines = {}
+    for line, columns in table.items():
+        of = lines[title(line, columns)] = {}
+        for name, key in (("weak mean", "RAVEN"), ("specialists' mean", "Co-sup")):
+            of[name] = show([mean(accuracies) for accuracies in values(columns[key], "weak")])
+        of |= {name: show(values(rows, "student")) for name, rows in columns.items()}
+        of["ceiling"] = show(values(columns["RAVEN"], "ceiling"))
+    return {"specialists": sheet("accuracy in %", lines)}
+
+
 def confidence_tables(table: Table) -> dict[str, str]:
     """What the confidence losses make of a naive student of the same labels."""
     lines, bases = {}, {"Conf": "naive", "AdaptConf": "naive"}
@@ -283,7 +332,8 @@ def encoder_tables(table: Table) -> dict[str, str]:
 def protocol_tables(table: Table) -> dict[str, str]:
     """What protocol.py found, and what students are with it."""
     found, scores = {}, {}
-    names = {(m, flags.get("supervision", "each")): name for name, (m, flags, _) in COLUMNS.items()}
+    columns = (COLUMNS | CO_SUP).items()
+    names = {(m, flags.get("supervision", "each")): name for name, (m, flags, _) in columns}
     names |= {(m, None): name for (m, _), name in names.items()}
     for each in evaluate.searches():
         (_, lr), (flag, own) = each["flags"].items()
@@ -293,7 +343,8 @@ def protocol_tables(table: Table) -> dict[str, str]:
     for line, columns in table.items():
         # Without the ceiling, which would differ: naive's --steps is its length too.
         scores[title(line, columns)] = {name: show(values(rows, "student")) for name, rows in columns.items()}
-    against = against_tables({line: own for line, own in table.items() if all(own.values())})["against"]
+    whole = {line: own for line, own in table.items() if all(own[name] for name in COLUMNS)}
+    against = against_tables(whole)["against"]
     texts = {"protocol": sheet("chosen: val in %", found), "protocol-scores": sheet("accuracy in %", scores)}
     return texts | {"protocol-against": against}
 
@@ -370,6 +421,16 @@ def of(rows: list[dict]) -> dict[str, Table]:
     found = {"heads": tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)}
     confidence = {name: own for name, own in COLUMNS.items() if own[0] in ("naive", *CONFIDENT)}
     found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
+    found |= {"ablation": whole(lambda row: ABLATION), "specialists": whole(lambda row: SPECIALISTS)}
+    counted = {
+        (name, n): (method, flags | {"weak_models": n})
+        for name in COUNTED for n in NUMBERS for method, flags, _ in [COLUMNS[name]]
+    }  # fmt: skip
+    controls = {"many": ("raven", {"weak_models": NUMBERS[-1]})}
+    for m, (name, T) in itertools.product(range(3), SHARP.items()):
+        one = {"weak_temperatures": [T if i == m else 1.0 for i in range(3)]}
+        controls[m, name] = ("raven", {} if T == 1 else one)
+    found |= {"numbers": whole(lambda row: counted), "controls": whole(lambda row: controls)}
     found |= {"confidence": whole(lambda row: confidence)}
     of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
     of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(USUAL_RATES, 800))
@@ -388,6 +449,7 @@ def texts(found: dict[str, Table], rows: list[dict]) -> dict[str, str]:
     """What is printed and published, by the mark in the page; empty where there are no rows."""
     made = {"heads": main_tables, "confidence": confidence_tables, "compared": against_tables}
     made |= {"trust": weight_tables, "auto": auto_tables}
+    made |= {"ablation": ablation_tables, "specialists": specialist_tables}
     made |= {"encoders": encoder_tables, "protocol": protocol_tables, "policies": alignment_tables}
     made = [make(found[name]) for name, make in made.items()] + [settings_tables(rows)]
     return {mark: text for each in made for mark, text in each.items()}

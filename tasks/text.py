@@ -69,6 +69,11 @@ def review(domains: list[str], rng: random.Random) -> tuple[str, int]:
     return " ".join([*words, "."]), 2 * sum(statements) - STATEMENTS
 
 
+def domain(review: str) -> str:
+    """Which domain the product that a generated review begins with is of."""
+    return next(name for name, place in DOMAINS.items() if review.split()[0] in place.products)
+
+
 def pair(domains: list[str], rng: random.Random) -> tuple[tuple[str, str], int]:
     """Two reviews of one product with different verdicts, and which has the higher one: 0 or 1."""
     while True:

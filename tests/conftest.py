@@ -19,7 +19,7 @@ import store
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests start
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = "adaptive_confidence confidence naive raven dawid_skene prototypes".split()  # from weak labels
+METHODS = "adaptive_confidence confidence naive raven bayes dawid_skene prototypes".split()
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,10 @@ sys.path.insert(0, sys.argv[1])  # holds the copies alone; -I keeps everything e
 torch.manual_seed(0)
 images, truth = torch.randn(60, 1, 6, 6), torch.randint(4, (60,))
 weak_probs = torch.softmax(3 * nn.functional.one_hot(truth, 4)[:, None] + torch.randn(60, 3, 4), -1)
-for name in "naive", "confidence", "adaptive_confidence", "raven":
+for name in "naive", "confidence", "adaptive_confidence", "bayes", "raven":
     method = __import__(name)
-    targets, more = (weak_probs, {"num_weak": 3}) if name == "raven" else (weak_probs[:, 0], {})
+    targets, more = weak_probs if name in ("bayes", "raven") else weak_probs[:, 0], {}
+    more |= {"num_weak": 3} if name == "raven" else {}
     student = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
@@ -31,6 +32,13 @@ for name, given in ("prototypes", (images.flatten(1), weak_probs)), ("dawid_sken
     labels = __import__(name).label(*given)
     assert (labels.argmax(-1) == truth).float().mean() > 0.6
     print(name)
+
+knows = 9.0 * nn.functional.one_hot(truth, 4)  # what a student says that finds the truth
+layers = [weak_probs[:, :1], weak_probs]
+student, targets, kept = __import__("co_supervised").co_supervise(lambda *_: ("student", knows), layers)
+right, at_first = ((each.argmax(-1) == truth).float().mean() for each in (targets, weak_probs[:, 0]))
+assert student == "student" and right > at_first and (targets[kept].argmax(-1) == truth[kept]).all()
+print("co_supervised")
 
 method = __import__("raven_dpo")
 policy = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))  # tokens (N, L) -> logits (N, L, V)

@@ -20,6 +20,7 @@ import data
 import evaluate
 import models
 import store
+import teachers
 
 QUICK = "--seeds 0 --lr 0.03 --batch-size 16".split()
 
@@ -58,7 +59,7 @@ def test_a_run_end_to_end(method, task, npz, pairs):
 
 def test_a_row_that_exists_is_printed_not_computed(npz, monkeypatch):
     rows = rows_of("naive", "--task", npz, "--seeds", "0", "1")
-    monkeypatch.setattr(models, "supervise", None)
+    monkeypatch.setattr(teachers, "supervise", None)
     assert rows_of("naive", "--task", npz, "--seeds", "1", "0", "--lr", "3e-5") == rows[::-1]  # the default
     for changed in (["--lr", "0.1"], ["--seeds", "2"], ["--supervision", "mean"]):  # these are computed
         with pytest.raises(TypeError):
@@ -167,7 +168,7 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
 
 def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
     known = data.resolve(npz)
-    task = models.supervise(known, 0, None, "cpu", 10)
+    task = teachers.supervise(known, 0, None, "cpu", 10)
     flags = {"seed": 0, "steps": 60, "ceiling_lr": 0.03, "lr": 0.03, "encoder_steps": 10}
     identity = store.identity("naive", npz, 0, None, "cpu", {})
     problem = evaluate.Problem(task, Namespace(**known.recipe | flags), identity, compiled=False, begun=0.0)
@@ -181,7 +182,8 @@ def test_the_ceiling_is_naive_on_the_truth_of_strong_train(npz):
 def test_what_is_trained_is_told_apart_in_the_cache(npz, monkeypatch, tmp_path):
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     known, targets = data.resolve(npz), torch.full((280, 4), 0.25)
-    task, row = models.supervise(known, 0, None, "cpu", 10), store.identity("naive", npz, 0, None, "cpu", {})
+    task = teachers.supervise(known, 0, None, "cpu", 10)
+    row = store.identity("naive", npz, 0, None, "cpu", {})
     flags = known.recipe | {"seed": 0, "encoder_steps": 10}
 
     def weight(name="a", lr=0.03, y=task.strong_train.y, **changed):

@@ -10,6 +10,7 @@ from torch import nn
 import data
 import models
 import store
+import teachers
 from tasks import images, labelled
 
 
@@ -27,7 +28,7 @@ def small(monkeypatch, tmp_path):
 
 
 def supervise(name, folder=None):
-    return models.supervise(data.resolve(name), 0, folder, "cpu", 1)
+    return teachers.supervise(data.resolve(name), 0, folder, "cpu", 1)
 
 
 def test_noise_matrices_by_hand():

@@ -11,6 +11,7 @@ import torch
 import data
 import models
 import store
+import teachers
 from tasks import images
 
 
@@ -81,7 +82,7 @@ def test_image_weak_models_differ_in_what_they_learn_from(monkeypatch):
     seen = []
     monkeypatch.setattr(models, "fit", lambda *given, **_: seen.append(given) or given[0])
     split = data.Split(torch.rand(1000, 1, 28, 28), torch.arange(10).repeat(100))
-    first, again, other = (models.image_weak_models(split, 10, seed, "cpu") for seed in (0, 0, 1))
+    first, again, other = (teachers.image_weak_models(split, 10, seed, "cpu") for seed in (0, 0, 1))
     for name in ("linear", "mlp", "cnn"):
         logits = first[name](split.x[:3])
         assert logits.equal(again[name](split.x[:3])) and not logits.equal(other[name](split.x[:3]))
@@ -104,9 +105,9 @@ def test_nobody_sees_what_is_not_for_them(fresh, monkeypatch):
     strong_train."""
     plain, seen = data.load("glyphs-shift", seed=0), []
     weak_models = {"a": lambda x: x.flatten(1)[:, 300:310], "b": lambda x: x.flatten(1)[:, 400:410]}
-    monkeypatch.setattr(models, "image_weak_models", lambda split, *_: seen.append(split) or weak_models)
+    monkeypatch.setattr(teachers, "image_weak_models", lambda split, *_: seen.append(split) or weak_models)
     monkeypatch.setattr(models, "encode", lambda task, x, *_: x.flatten(1)[:, ::7])
-    task = models.supervise(data.resolve("glyphs-shift"), 0, None, "cpu", 1)
+    task = teachers.supervise(data.resolve("glyphs-shift"), 0, None, "cpu", 1)
     assert len(seen) == 1 and all(map(torch.equal, seen[0][:2], plain.weak_train[:2]))
     std, mean = torch.std_mean(plain.strong_train.x.flatten(1)[:, ::7], dim=0, correction=0)
     for before, after in zip(plain[3:6], task[3:6]):
@@ -120,7 +121,7 @@ def test_nobody_sees_what_is_not_for_them(fresh, monkeypatch):
 def test_real_networks_and_an_encoder_pretrained_on_letters_only(fresh, monkeypatch):
     drawn, draw_atlas = [], images.draw_atlas
     monkeypatch.setattr(images, "draw_atlas", lambda chars: drawn.append(chars) or draw_atlas(chars))
-    task = models.supervise(data.resolve("glyphs-shift-0.1"), 0, None, "cpu", 2)
+    task = teachers.supervise(data.resolve("glyphs-shift-0.1"), 0, None, "cpu", 2)
     assert drawn == [images.DIGITS] * 4 + [images.LETTERS] and not set(images.LETTERS) & set(images.DIGITS)
     correct = (task.test.weak_probs.argmax(-1) == task.test.y[:, None]).float().mean(0)
     assert len(correct) == 3 and (correct > 0.2).all()
@@ -130,17 +131,18 @@ def test_real_networks_and_an_encoder_pretrained_on_letters_only(fresh, monkeypa
 def test_supervision_is_computed_again_for_other_arguments_only(fresh, monkeypatch):
     calls, split = [], data.Split(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
     task = data.Task("image", 10, None, split, split, split, "none", [])
-    monkeypatch.setattr(models, "label_and_encode", lambda task, *given: calls.append(given) or task)
+    monkeypatch.setattr(teachers, "label_and_encode", lambda task, *given: calls.append(given) or task)
     Path("here").mkdir()
     changes = [{}, {}, {"name": "b"}, {"seed": 1}, {"folder": "here"}, {"steps": 2}, {"text_encoder": "c"}]
     for change in changes:
         given = {"name": "a", "seed": 0, "folder": None, "device": "cpu", "steps": 1} | change
-        models.supervise(data.Known(given.pop("name"), lambda *_: task, data.HEAD, has_files=True), **given)
+        known = data.Known(given.pop("name"), lambda *_: task, data.HEAD, has_files=True)
+        teachers.supervise(known, **given)
     assert len(calls) == len(changes) - 1
 
 
 def test_a_npz_is_standardised(npz):
-    plain, task = data.load(npz, 0), models.supervise(data.resolve(npz), 0, None, "cpu", 1)
+    plain, task = data.load(npz, 0), teachers.supervise(data.resolve(npz), 0, None, "cpu", 1)
     std, mean = torch.std_mean(plain.strong_train.x, dim=0, correction=0)
     torch.testing.assert_close(task.val.x, (plain.val.x - mean) / std, rtol=1e-4, atol=1e-4)
     assert torch.equal(task.val.weak_probs, plain.val.weak_probs)

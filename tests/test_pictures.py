@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision import models as networks
 
 import data
-import models
 import store
+import teachers
 from methods import prototypes
 from tasks import pictures
 
@@ -48,7 +48,7 @@ def photos(tmp_path, monkeypatch):
 
 def supervise(name, **encoders):
     encoders = {"image_encoder": "python:mine:colours", "weak_encoder": "python:mine:colours"} | encoders
-    return models.supervise(data.resolve(name), 0, "photos", "cpu", 1, **encoders)
+    return teachers.supervise(data.resolve(name), 0, "photos", "cpu", 1, **encoders)
 
 
 def test_splits_are_of_the_shared_classes_and_disjoint(photos):

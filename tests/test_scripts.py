@@ -110,7 +110,7 @@ def test_run_all_rates_encoders_and_protocol_run_what_their_tables_want(call):
     runs = runs_of(call("run_all.sh", "encoders")[2])
     assert len(runs) == len(tables.SOME) + 1 and all("--encoder-steps 801" in run for run in runs)
     runs = runs_of(call("run_all.sh", "protocol")[2])
-    assert len(runs) == len(tables.COLUMNS) and all("--protocol" in run for run in runs)
+    assert len(runs) == len(tables.COLUMNS | tables.CO_SUP) and all("--protocol" in run for run in runs)
 
 
 def test_run_all_alignment_and_cifar100_run_each_kind_of_preferences_and_each_method(call):

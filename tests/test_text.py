@@ -10,6 +10,7 @@ from conftest import reviews, write_lines
 import data
 import models
 import store
+import teachers
 from tasks import text
 
 
@@ -162,7 +163,7 @@ def test_supervision_of_generated_text(name, monkeypatch, tmp_path):
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
     seen, fit = [], models.fit
     monkeypatch.setattr(models, "fit", lambda *given, **etc: seen.append(given) or fit(*given, **etc))
-    plain, task = data.load(name, 0), models.supervise(data.resolve(name), 0, None, "cpu", 1)
+    plain, task = data.load(name, 0), teachers.supervise(data.resolve(name), 0, None, "cpu", 1)
     pair = (2,) if task.kind == "preference" else ()
     assert task.encoder == "transformer" and task.weak_models == ["words", "noisy", "phrases"]
     assert task.strong_train.x.shape == (300, *pair, 576) and task.test.weak_probs.shape == (400, 3, 2)
@@ -186,17 +187,17 @@ def test_each_of_several_sources_has_a_weak_model_of_its_own(amazon):
     for domain, praise in (("first", "good"), ("second", "grim")):
         rows = [{"text": f"{word} {i}", "label": int(word == praise)} for i in range(20) for word in WORDS]
         write_lines(amazon / f"{domain}.jsonl", rows)
-    task = models.supervise(data.resolve("text:first+second:kitchen"), 0, str(amazon), "cpu", 1)
+    task = teachers.supervise(data.resolve("text:first+second:kitchen"), 0, str(amazon), "cpu", 1)
     assert task.weak_models == ["first", "second"]
     model = data.load("text:first+second:kitchen", 0, str(amazon)).weak_train
-    weak = models.text_weak_models(model, 2, 0, "cpu")
+    weak = teachers.text_weak_models(model, 2, 0, "cpu")
     said = {name: logits(WORDS).argmax(-1).tolist() for name, logits in weak.items()}
     assert said == {"first": [1, 0], "second": [0, 1]}
 
 
 def test_supervision_of_real_text(amazon):
     known = data.resolve("text:books:kitchen")
-    task = models.supervise(known, 0, str(amazon), "cpu", 1)
+    task = teachers.supervise(known, 0, str(amazon), "cpu", 1)
     assert task.encoder == "bag of words" and task.strong_train.x.shape == (42, 3)  # kitchen, good, bad
     assert (task.test.weak_probs[:, 0].argmax(-1) == task.test.y).all()
 
@@ -238,7 +239,7 @@ def test_a_set_of_texts_is_read_once_for_all_seeds(amazon, monkeypatch):
     calls, known = [], data.resolve("text:books:kitchen")
     monkeypatch.setattr(text, "pretrained_features", read)
     for seed in (0, 1):
-        task = models.supervise(known, seed, str(amazon), "cpu", 1, "model")
+        task = teachers.supervise(known, seed, str(amazon), "cpu", 1, text_encoder="model")
         plain = known.load(seed, str(amazon))
         numbers = torch.tensor([float(each.split()[-1]) for each in plain.strong_train.x])
         expected = (numbers - numbers.mean()) / numbers.std(correction=0)
@@ -252,4 +253,5 @@ def test_a_model_that_cannot_be_used_is_one_clear_line(amazon, monkeypatch):
 
     monkeypatch.setattr(text, "pretrained_features", read)
     with pytest.raises(data.InputError, match="cannot use no/such-model: no such model"):
-        models.supervise(data.resolve("text:books:kitchen"), 0, str(amazon), "cpu", 1, "no/such-model")
+        known = data.resolve("text:books:kitchen")
+        teachers.supervise(known, 0, str(amazon), "cpu", 1, text_encoder="no/such-model")
