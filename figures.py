@@ -131,7 +131,8 @@ def draw_controls(table: Table) -> Figure:
     """Per task, RAVEN's weight of each weak model, with its labels sharper, as they are and softer; below,
     how the weights of many weak models go with their accuracy, confidence and agreement."""
     figure = Figure(figsize=(0.8 + 2.4 * len(table), 4.4))
-    for (line, columns), (top, bottom) in zip(table.items(), figure.subplots(2, len(table), sharey="row").T):
+    axes = figure.subplots(2, len(table), sharey="row", squeeze=False)
+    for (line, columns), (top, bottom) in zip(table.items(), axes.T):
         some = merged(columns)
         for i, (name, T) in enumerate(tables.SHARP.items()):
             rows = (columns[m, name] for m in range(3))
@@ -151,10 +152,9 @@ def draw_controls(table: Table) -> Figure:
         bottom.axhline(0, color="black", linewidth=0.6)
         bottom.set_xticks(range(3), keys)
         bottom.set(xlim=(-0.5, 2.5), ylim=(-1.05, 1.05))
-    axes = figure.axes
-    axes[0].set_ylabel("RAVEN's weight")
-    axes[len(table)].set_ylabel(f"rank correlation with the\nweights of {tables.NUMBERS[-1]} weak models")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[0, 0].set_ylabel("RAVEN's weight")
+    axes[1, 0].set_ylabel(f"rank correlation with the\nweights of {tables.NUMBERS[-1]} weak models")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

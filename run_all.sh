@@ -78,7 +78,7 @@ raven.py --weight-lr 0 --easy-phase 0 $shifted
 raven.py --easy-phase 1 $shifted
 raven.py --weight-lr 0 $shifted
 raven.py --easy-phase 0 $shifted
-raven.py --task glyphs-shift reviews reviews-shift preferences preferences-shift
+raven.py --task glyphs-shift
 END
         for method in "naive.py --supervision mean" raven.py prototypes.py; do
             for number in 1 3 5 10 20; do

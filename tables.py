@@ -62,12 +62,20 @@ ABLATION = {  # RAVEN's parts -> method and flags; published mean PGR in % of it
 }
 NUMBERS = [1, 3, 5, 10, 20]  # of weak models
 COUNTED = ("ensemble", "RAVEN", "prototypes")
+NUMBERED = {
+    (name, n): (method, flags | {"weak_models": n})
+    for name in COUNTED for n in NUMBERS for method, flags, _ in [COLUMNS[name]]
+}  # fmt: skip
+SHARP = {"sharper": 0.25, "as it is": 1.0, "softer": 4.0}  # temperature of one of three weak models
+SHARPENED = {"many": ("raven", {"weak_models": NUMBERS[-1]})}
+for (name, T), m in itertools.product(SHARP.items(), range(3)):
+    one = {"weak_temperatures": [T if i == m else 1.0 for i in range(3)]}
+    SHARPENED[m, name] = ("raven", one if T != 1 else {})
 SPECIALISTS = {name: COLUMNS[name] for name in ("ensemble", "Bayes", "RAVEN", "prototypes")}
 SPECIALISTS |= {
     f"{name}, specialists": (method, flags | {"weak_models": "specialists"})
     for name, (method, flags, _) in SPECIALISTS.items()
 } | CO_SUP  # fmt: skip
-SHARP = {"sharper": 0.25, "as it is": 1.0, "softer": 4.0}  # temperature of one of three weak models
 CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}  # --beta -> instead of b
 LABEL_FREE = ("glyphs-shift", "reviews-shift", "preferences-shift")  # also in the ablation of b
 SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in (0.2, 0.6, 0.8)}
@@ -422,15 +430,7 @@ def of(rows: list[dict]) -> dict[str, Table]:
     confidence = {name: own for name, own in COLUMNS.items() if own[0] in ("naive", *CONFIDENT)}
     found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
     found |= {"ablation": whole(lambda row: ABLATION), "specialists": whole(lambda row: SPECIALISTS)}
-    counted = {
-        (name, n): (method, flags | {"weak_models": n})
-        for name in COUNTED for n in NUMBERS for method, flags, _ in [COLUMNS[name]]
-    }  # fmt: skip
-    controls = {"many": ("raven", {"weak_models": NUMBERS[-1]})}
-    for m, (name, T) in itertools.product(range(3), SHARP.items()):
-        one = {"weak_temperatures": [T if i == m else 1.0 for i in range(3)]}
-        controls[m, name] = ("raven", {} if T == 1 else one)
-    found |= {"numbers": whole(lambda row: counted), "controls": whole(lambda row: controls)}
+    found |= {"numbers": whole(lambda row: NUMBERED), "controls": whole(lambda row: SHARPENED)}
     found |= {"confidence": whole(lambda row: confidence)}
     of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
     of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(USUAL_RATES, 800))

@@ -2,6 +2,7 @@
 
 import shutil
 
+import bayes
 import confidence
 import naive
 import pytest
@@ -69,6 +70,14 @@ def test_adaptive_confidence_with_its_weight(tau):
         b = confidence_weight(z, q[:, 0], 2.0)
         torch.testing.assert_close(weight(z.clone().requires_grad_(), q[:, 0], 2.0), b)
         check(compiled, mixed_loss, (z, q[:, 0], b, tau))
+
+
+def test_bayes_is_not_compiled_anew_as_the_second_term_grows():
+    compiled, graphs = evaluate.compiled(bayes.bayes_loss), []
+    for n, annealing in ((12, 0.3), (7, 0.3), (12, 0.0), (12, 0.9)):
+        check(compiled, bayes.bayes_loss, (*problem(n), torch.tensor(annealing), 0.5))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert len(set(graphs[1:])) == 1
 
 
 @pytest.mark.parametrize("combination", [raven.combine, raven.combine_logits])

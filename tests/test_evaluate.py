@@ -238,3 +238,28 @@ def test_a_bad_file_ends_a_script_with_one_line_and_keeps_the_rows_before_it(npz
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("naive.py: bad.npz: not an .npz file")
     assert len(done.stdout.splitlines()) == len(store.read_rows(Path("runs/naive.jsonl"))) == 1
+
+
+def test_weak_models_of_choice(npz):
+    """Where they cannot be had there is one line; students of other sharpness are trained anew."""
+    for task, flag, error in (
+        (npz, ["--weak-models", "3"], "has weak models of its own"),
+        ("glyphs-distill", ["--weak-models", "3"], "--weak-temperatures is for linear heads"),
+        ("glyphs", ["--weak-models", "specialists"], "specialists need a task of several source domains"),
+    ):
+        with pytest.raises(data.InputError, match=error):
+            rows_of("naive", "--task", task, "--seeds", "0", *flag)
+    flags = ["--task", npz, *QUICK, "--supervision", "mean", "--lr", "auto"]
+    [usual], [sharp] = rows_of("naive", *flags), rows_of("naive", *flags, "--weak-temperatures", *"155")
+    assert sharp["weak"] == usual["weak"] and sharp["weak_confidence"][2] < usual["weak_confidence"][2]
+    kept = len(list(store.CACHE.glob("student-*.pt")))
+    rows_of("naive", *flags, "--weak-temperatures", *"154")
+    assert len(list(store.CACHE.glob("student-*.pt"))) == kept + len(evaluate.RATES)
+
+
+def test_agreement_of_weak_models_by_hand(npz):
+    [row] = rows_of("naive", "--task", npz, *QUICK)
+    task = teachers.supervise(data.resolve(npz), 0, None, "cpu", 10)
+    a, b, c = task.test.weak_probs.argmax(-1).unbind(1)
+    ab, ac, bc = ((x == y).double().mean().item() for x, y in ((a, b), (a, c), (b, c)))
+    assert row["weak_agreement"] == pytest.approx([(ab + ac) / 2, (ab + bc) / 2, (ac + bc) / 2])

@@ -228,3 +228,39 @@ def test_identity_names_files_by_content(npz, tmp_path):
     assert (other["task"], other["data"]) == ("reviews", data.fingerprint(tmp_path))
     assert row["flags"] == {"policy": data.row_name(str(tmp_path)), "text_encoder": "some/model"}
     assert (row["version"], row["torch"]) == (store.VERSION, torch.__version__)
+
+
+def test_many_weak_models_differ_in_kind_seed_and_half_and_the_first_few_are_the_same(fresh, monkeypatch):
+    seen = []
+
+    def train(split, _, seed, *__):
+        seen.append((split, seed))
+        return {name: lambda x, at=seed + i: x.flatten(1)[:, at : at + 10] for i, name in enumerate("abc")}
+
+    monkeypatch.setattr(teachers, "image_weak_models", train)
+    monkeypatch.setattr(models, "encode", lambda task, x, *_: x.flatten(1)[:, ::7])
+    known = data.resolve("glyphs-shift")
+    many, few = (teachers.supervise(known, 0, None, "cpu", 1, weak_models=n) for n in (20, 5))
+    assert few.weak_models == many.weak_models[:5] and few.test.weak_probs.equal(many.test.weak_probs[:, :5])
+    assert len(set(many.weak_models)) == 20 and len({name.split()[0] for name in few.weak_models}) > 1
+    assert len({seed for _, seed in seen}) == len(seen) == 7  # of three each, trained once
+    whole, halves = data.load("glyphs-shift", 0).weak_train, []
+    for split, _ in seen:
+        chosen = [whole.x.eq(image).flatten(1).all(1).nonzero().item() for image in split.x]
+        assert len(set(chosen)) == 100 and whole.y[chosen].equal(split.y)
+        halves.append(frozenset(chosen))
+    assert len(set(halves)) == 7
+    x = data.load("glyphs-shift", 0).test.x.flatten(1)
+    at = [int(name.split()[1]) + "abc".index(name[0]) for name in few.weak_models]
+    expected = torch.stack([x[:, i : i + 10] for i in at], 1).softmax(-1)
+    torch.testing.assert_close(few.test.weak_probs, expected)
+
+
+def test_sharper_and_softer_labels_by_hand(npz):
+    task = teachers.supervise(data.resolve(npz), 0, None, "cpu", 1)
+    before, after = task.val.weak_probs, teachers.sharpen(task, [0.5, 1.0, 2.0]).val.weak_probs
+    for m, power in enumerate((2, 1, 0.5)):
+        expected = before[:, m] ** power
+        torch.testing.assert_close(after[:, m], expected / expected.sum(-1, keepdim=True))
+    with pytest.raises(data.InputError, match="3 weak models need one each"):
+        teachers.sharpen(task, [1.0, 2.0])

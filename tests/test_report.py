@@ -116,6 +116,57 @@ def test_weights_and_confidence_by_hand():
     assert line(text, "glyphs")[1:] == cells
 
 
+def test_ravens_parts_by_hand():
+    """The best weak model is the third; its students have .76 and .80: PGR (.76 - .6) / .3 = 53 and 67."""
+    rows = [row | {"students": [0.9, 0.7, 0.76], "n_test": 2000} for row in make_rows("naive", [0.7, 0.72])]
+    rows[1]["students"] = [0.9, 0.7, 0.80]
+    for method, flags, _ in tables.ABLATION.values():
+        rows += make_rows(method, [0.81, 0.84], flags=flags) if method == "raven" else []
+    text = tables.ablation_tables(tables.of(rows)["ablation"])["parts"]
+    half = 12.706 * 0.02 / math.sqrt(2) / math.sqrt(2) * 100
+    expected = f"78.0 ±{2 * half:.1f} / 60 ±{2 * half / 0.3:.0f}"
+    assert line(text, "glyphs (n = 2)")[-1] == expected
+    assert line(text, "glyphs (n = 2)")[2:-1] == ["82.5 ±19.1 / 75 ±64"] * 5
+    assert line(text, "published")[1:] == ["1.8", "10.4", "11.1", "10.7", "14.3", "16.1", "15"]
+
+
+def test_specialists_by_hand():
+    rows = []
+    for name, (method, flags, *_) in tables.SPECIALISTS.items():
+        weak = [0.5, 0.6, 0.9, 0.8] if name == "Co-sup" or "special" in name else [0.5, 0.6, 0.7]
+        rows += make_rows(method, [0.8, 0.8], flags=flags, weak=weak)
+    text = tables.specialist_tables(tables.of(rows)["specialists"])["specialists"]
+    assert line(text, "glyphs")[1:] == ["60.0 ±0.0", "70.0 ±0.0", *["80.0 ±0.0"] * 9, "90.0 ±0.0"]
+
+
+def test_figures_of_weak_models():
+    """Weights that follow the accuracy, and one of three that its temperature moves."""
+    rows, more = [], {"weak_confidence": [0.6, 0.5, 0.7], "weak_agreement": [0.3, 0.2, 0.1]}
+    for n in tables.NUMBERS:
+        for name in tables.COUNTED:
+            method, flags, _ = tables.COLUMNS[name]
+            rows += make_rows(method, [0.7, 0.8], flags=flags | {"weak_models": n}, **more)
+    for m in range(3):
+        for T in (0.25, 4.0):
+            own = {"weak_temperatures": [T if i == m else 1.0 for i in range(3)]}
+            weights = [0.25 / T if i == m else 0 for i in range(3)]
+            rows += make_rows("raven", [0.7, 0.8], flags=own, weights=weights)
+    found = tables.of(rows + make_rows("raven", [0.7, 0.8]))
+    [axis] = figures.draw_numbers(found["numbers"]).axes
+    drawn = {each.get_label(): each[0].get_ydata().tolist() for each in axis.containers}
+    assert drawn["weak mean"] == pytest.approx([0.6] * 5) and drawn["RAVEN"] == pytest.approx([0.75] * 5)
+    top, bottom = figures.draw_controls(found["controls"]).axes
+    sharper, usual, softer = (each[0].get_ydata().tolist() for each in top.containers)
+    assert sharper == [1.0] * 3 and usual == [0.1, 0.2, 0.7] and softer == [0.0625] * 3
+    assert [each[0].get_ydata()[0] for each in bottom.containers] == pytest.approx([1, 0.5, -1])
+
+
+def test_rank_correlation_by_hand():
+    with_a_tie = figures.rank_correlation([1e-6, 1e-6, 0.3, 0.7], [0.1, 0.2, 5, 6])
+    assert with_a_tie == pytest.approx(4.5 / math.sqrt(4.5 * 5))  # ranks .5 .5 2 3 and 0 1 2 3
+    assert figures.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+
+
 def rate_rows(task="glyphs"):
     """At every rate .7; + .02 for the ensemble at auto, which took 1e-5 twice and 3e-5."""
     rows = []
