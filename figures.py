@@ -133,15 +133,16 @@ def draw_controls(table: Table) -> Figure:
     figure = Figure(figsize=(0.8 + 2.4 * len(table), 4.4))
     axes = figure.subplots(2, len(table), sharey="row", squeeze=False)
     for (line, columns), (top, bottom) in zip(table.items(), axes.T):
-        some = merged(columns)
+        usual = columns[0, "as it is"]
         for i, (name, T) in enumerate(tables.SHARP.items()):
             rows = (columns[m, name] for m in range(3))
             own = (interval([w[m] for w in values(each, "weights")]) for m, each in enumerate(rows))
             centers, halves = zip(*own)
             label = f"{name}: T = {T:g}" if T != 1 else name
             top.errorbar(np.arange(3) + 0.2 * (i - 1), centers, halves, fmt="^ov"[i], capsize=2, label=label)
-        named = zip(*(values(some, key)[0] for key in ("weak_models", "weak", "weak_confidence")))
-        top.set_xticks(range(3), [f"{name}\n{own:.0%}, {sure:.2f}" for name, own, sure in named])
+        means = zip(*(np.mean(values(usual, key), 0) for key in ("weak", "weak_confidence")))
+        named = zip(values(usual, "weak_models")[0], means)
+        top.set_xticks(range(3), [f"{name}\n{own:.0%}, {sure:.2f}" for name, (own, sure) in named])
         top.set(title=title(line, columns), xlabel="weak model: accuracy, confidence")
         keys = {"accuracy": "weak", "confidence": "weak_confidence", "agreement": "weak_agreement"}
         for i, key in enumerate(keys.values()):

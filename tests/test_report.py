@@ -142,10 +142,10 @@ def test_specialists_by_hand():
 def test_figures_of_weak_models():
     """Weights that follow the accuracy, and one of three that its temperature moves."""
     rows, more = [], {"weak_confidence": [0.6, 0.5, 0.7], "weak_agreement": [0.3, 0.2, 0.1]}
-    for n in tables.NUMBERS:
-        for name in tables.COUNTED:
-            method, flags, _ = tables.COLUMNS[name]
-            rows += make_rows(method, [0.7, 0.8], flags=flags | {"weak_models": n}, **more)
+    many = more | {"weak_models": [*"abcd"], "weights": [0.1, 0.2, 0.7, 0.8], "weak": [0.5, 0.6, 0.7, 0.8]}
+    many |= {"weak_confidence": [0.6, 0.5, 0.8, 0.7], "weak_agreement": [0.4, 0.3, 0.2, 0.1]}
+    for method, flags in tables.NUMBERED.values():
+        rows += make_rows(method, [0.7, 0.8], flags=flags, **many)
     for m in range(3):
         for T in (0.25, 4.0):
             own = {"weak_temperatures": [T if i == m else 1.0 for i in range(3)]}
@@ -154,11 +154,11 @@ def test_figures_of_weak_models():
     found = tables.of(rows + make_rows("raven", [0.7, 0.8]))
     [axis] = figures.draw_numbers(found["numbers"]).axes
     drawn = {each.get_label(): each[0].get_ydata().tolist() for each in axis.containers}
-    assert drawn["weak mean"] == pytest.approx([0.6] * 5) and drawn["RAVEN"] == pytest.approx([0.75] * 5)
+    assert drawn["weak mean"] == pytest.approx([0.65] * 5) and drawn["RAVEN"] == pytest.approx([0.75] * 5)
     top, bottom = figures.draw_controls(found["controls"]).axes
     sharper, usual, softer = (each[0].get_ydata().tolist() for each in top.containers)
     assert sharper == [1.0] * 3 and usual == [0.1, 0.2, 0.7] and softer == [0.0625] * 3
-    assert [each[0].get_ydata()[0] for each in bottom.containers] == pytest.approx([1, 0.5, -1])
+    assert [each[0].get_ydata()[0] for each in bottom.containers] == pytest.approx([1, 0.6, -1])
 
 
 def test_rank_correlation_by_hand():
