@@ -244,17 +244,20 @@ def weight_tables(table: Table) -> dict[str, str]:
 
 def ablation_tables(table: Table) -> dict[str, str]:
     """RAVEN's parts, one by one; the last is the student of the weak model that is best on test."""
-    lines = {}
+    lines, means = {}, {name: [] for name in ABLATION}
     for line, columns in table.items():
         of = {name: (values(rows, "student"), values(rows, "pgr")) for name, rows in columns.items()}
         best = [(int(np.argmax(row["weak"])), row) for row in columns["naive"].values()]
         students = [row["students"][m] for m, row in best]
         base = ((mean(row["weak"]), row["students"][m], row["ceiling"], row["n_test"]) for m, row in best)
         of["best weak model"] = (students, [evaluate.pgr(*each) for each in base])
-        cells = {name: f"{show(own)} / {show(pgrs, 0)}" for name, (own, pgrs) in of.items()}
-        lines[title(line, columns)] = cells
+        cells = lines[title(line, columns)] = {}
+        for name, (own, pgrs) in of.items():
+            cells[name] = f"{show(own)} / {show(pgrs, 0)}"
+            means[name] += [] if None in pgrs else [mean(pgrs)]
     if lines:
-        lines["published: mean PGR"] = {name: f"{pgr:g}" for name, (*_, pgr) in ABLATION.items()}
+        lines[f"mean PGR ({len(means['RAVEN'])} tasks)"] = {name: show(own, 0) for name, own in means.items()}
+        lines["the same, published"] = {name: f"{pgr:g}" for name, (*_, pgr) in ABLATION.items()}
     return {"parts": sheet("accuracy / PGR in %", lines)}
 
 
