@@ -202,13 +202,18 @@ def trained(task: data.Task, args, identity: dict, name: str, targets: torch.Ten
     return student.eval()
 
 
+def naive_name(args, i: int, n: int) -> str:
+    """What `trained` knows the i-th of n naive students by."""
+    return f"naive {i} of {n}, {args.weak_models}, {args.weak_temperatures}"
+
+
 def choose_lr(task: data.Task, args, identity: dict) -> float:
     """Of RATES the one whose student of the mean weak label agrees most with prototypes.label, which sees no
     true label either. The same for all methods."""
     x, _, weak_probs, _ = task.strong_train
     wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
     for lr in RATES:
-        student = trained(task, args, identity, f"naive 0 of 1 {task.weak_models}", weak_probs.mean(1), lr)
+        student = trained(task, args, identity, naive_name(args, 0, 1), weak_probs.mean(1), lr)
         agreement[lr] = accuracy(models.predict(student, x), wanted)
     return max(agreement, key=agreement.get)
 
@@ -324,8 +329,8 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
     }
     row["agreement_naive"] = None
     if naive and strong.labels is None:
-        name, whose = f"naive {{}} of {len(own)} {task.weak_models}", enumerate(supervisors(problem))
-        named = ((name.format(i), q) for i, q in whose)
+        each = enumerate(supervisors(problem))
+        named = ((naive_name(problem.args, i, len(own)), q) for i, q in each)
         others = (trained(*given, name, q, problem.args.lr) for name, q in named)
         said = [models.predict(other, x).argmax(-1) for other in others]
         row["agreement_naive"] = mean(map(accuracy, scores, said))

@@ -215,8 +215,7 @@ def sharpen(task: data.Task, temperatures: list[float]) -> data.Task:
         logs = split.weak_probs.clamp(min=torch.finfo(split.weak_probs.dtype).tiny).log()
         return split._replace(weak_probs=(logs * exponents).softmax(-1))
 
-    named = [f"{name} at T = {T:g}" for name, T in zip(task.weak_models, temperatures)]
-    return each_split(task, power)._replace(weak_models=named)
+    return each_split(task, power)
 
 
 def standardise(task: data.Task) -> data.Task:

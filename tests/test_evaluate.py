@@ -154,7 +154,8 @@ def test_the_figures_of_a_row(students, ceiling, pgr, monkeypatch, capsys):
         return right_below(ceiling)
 
     monkeypatch.setattr(evaluate, "trained", trained)
-    args = Namespace(supervision="each", out=".", lr=1.0, ceiling_lr=0.5)
+    usual = {"weak_models": None, "weak_temperatures": None}
+    args = Namespace(supervision="each", out=".", lr=1.0, ceiling_lr=0.5, **usual)
     identity = store.identity("naive", "t", 0, None, "cpu", {})
     targets = None if len(students) > 1 else [right_below(0.7)(x)]
     problem = evaluate.Problem(task, args, identity, compiled=False, begun=0.0)
