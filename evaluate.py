@@ -8,6 +8,7 @@
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -186,12 +187,13 @@ def problems(parser, argv=None, heads=False):
 
 
 def trained(task: data.Task, args, identity: dict, name: str, targets: torch.Tensor, lr: float):
-    """The seed's student after training on strong_train's x and these targets alone, (N,) or (N, C), which
-    `name` has to tell from others of the task and seed. Kept in the cache."""
+    """The seed's student after training on strong_train's x and these targets alone, (N,) or (N, C). Kept in
+    the cache."""
     recipe = {key: getattr(args, key) for key in ("batch_size", "optimizer", "seed")}
     recipe |= {"epochs": EPOCHS, "length": math.ceil(args.steps / EPOCHS), "lr": lr}
     key = {key: identity[key] for key in ("task", "data", "device")}
-    key |= {"steps": args.encoder_steps, "encoder": task.encoder, "recipe": recipe, "name": name}
+    key |= {"steps": args.encoder_steps, "encoder": task.encoder, "recipe": recipe}
+    key |= {"targets": hashlib.sha256(targets.cpu().numpy().tobytes()).hexdigest()}
     student = models.make_student(task, args.seed)
 
     def train():
@@ -202,18 +204,13 @@ def trained(task: data.Task, args, identity: dict, name: str, targets: torch.Ten
     return student.eval()
 
 
-def naive_name(args, i: int, n: int) -> str:
-    """What `trained` knows the i-th of n naive students by."""
-    return f"naive {i} of {n}, {args.weak_models}, {args.weak_temperatures}"
-
-
 def choose_lr(task: data.Task, args, identity: dict) -> float:
     """Of RATES the one whose student of the mean weak label agrees most with prototypes.label, which sees no
     true label either. The same for all methods."""
     x, _, weak_probs, _ = task.strong_train
     wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
     for lr in RATES:
-        student = trained(task, args, identity, naive_name(args, 0, 1), weak_probs.mean(1), lr)
+        student = trained(task, args, identity, "naive 0 of 1", weak_probs.mean(1), lr)
         agreement[lr] = accuracy(models.predict(student, x), wanted)
     return max(agreement, key=agreement.get)
 
@@ -329,8 +326,7 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
     }
     row["agreement_naive"] = None
     if naive and strong.labels is None:
-        each = enumerate(supervisors(problem))
-        named = ((naive_name(problem.args, i, len(own)), q) for i, q in each)
+        named = ((f"naive {i} of {len(own)}", q) for i, q in enumerate(supervisors(problem)))
         others = (trained(*given, name, q, problem.args.lr) for name, q in named)
         said = [models.predict(other, x).argmax(-1) for other in others]
         row["agreement_naive"] = mean(map(accuracy, scores, said))
