@@ -36,6 +36,13 @@ def panels(table: Table, width: float, wide: int, sharey: bool):
     return figure, list(zip(axes, titles, table.values()))
 
 
+def curve(axis, label: str, at, numbers: list[list], form="o-") -> None:
+    """Means of numbers (of weak models' accuracies their mean) with intervals, against `at`."""
+    centers, halves = zip(*(interval([float(np.mean(each)) for each in own]) for own in numbers))
+    style = {"color": COLORS.get(label, "black"), "markersize": 3, "linewidth": 1.2, "capsize": 2}
+    axis.errorbar(at, centers, yerr=halves, fmt=form, label=label, **style)
+
+
 def draw_rates(table: Table) -> Figure:
     """Per task, accuracy against the student's learning rate; those that auto chose are marked."""
     figure, found = panels(table, 2, 4, sharey=False)
@@ -44,10 +51,8 @@ def draw_rates(table: Table) -> Figure:
         axis.axhline(mean(map(mean, values(some, "weak"))), color="black", linestyle=":", label="weak mean")
         axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
         for name in SOME:
-            students = (values(columns[name, rate], "student") for rate in evaluate.RATES)
-            centers, halves = zip(*map(interval, students))
-            style = {"color": COLORS[name], "markersize": 3, "linewidth": 1.2, "capsize": 2}
-            axis.errorbar(evaluate.RATES, centers, yerr=halves, fmt="o-", label=name, **style)
+            students = [values(columns[name, rate], "student") for rate in evaluate.RATES]
+            curve(axis, name, evaluate.RATES, students)
         chosen = values(columns["ensemble", "auto"], "lr")
         place = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": COLORS["ensemble"]}
         axis.plot(chosen, [0] * len(chosen), "^", markersize=7, alpha=0.6, label="chosen by auto", **place)
@@ -85,15 +90,13 @@ def draw_severity(table: Table) -> Figure:
     figure = Figure(figsize=(6.4, 3.4))
     axis, forms = figure.subplots(), {"ceiling": "--", "weak mean": ":"}
     for i, name in enumerate(["ceiling", *COLUMNS, "weak mean"]):
-        key, points = {"ceiling": "ceiling", "weak mean": "weak"}.get(name, "student"), []
-        for line, columns in table.items():
-            if own := values(columns.get(name, merged(columns)), key):  # of several weak models the mean
-                points.append((SEVERITY[line], *interval([float(np.mean(each)) for each in own])))
-        if points:
-            at, centers, halves = np.transpose(points)
-            style = {"color": COLORS.get(name, "black"), "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
-            form = forms.get(name, "o-")
-            axis.errorbar(at + 0.005 * (i - 4), centers, yerr=halves, fmt=form, label=name, **style)
+        key = {"ceiling": "ceiling", "weak mean": "weak"}.get(name, "student")
+        found = {
+            SEVERITY[line] + 0.005 * (i - 4): own for line, columns in table.items()
+            if (own := values(columns.get(name, merged(columns)), key))
+        }  # fmt: skip
+        if found:
+            curve(axis, name, [*found], [*found.values()], forms.get(name, "o-"))
     ticks = [f"{SEVERITY[line]:g}\n(n = {len(merged(columns))})" for line, columns in table.items()]
     axis.set_xticks([SEVERITY[line] for line in table], ticks)
     axis.set(xlabel="shift severity", ylabel="test accuracy")
@@ -106,12 +109,9 @@ def draw_numbers(table: Table) -> Figure:
     figure, found = panels(table, 2.4, 3, sharey=False)
     for axis, line, columns in found:
         lines = {"weak mean": ("ensemble", "weak"), **{name: (name, "student") for name in tables.COUNTED}}
-        for label, (name, key) in lines.items():  # a student's accuracy is a number, of weak models a list
-            numbers = ([np.mean(each) for each in values(columns[name, n], key)] for n in tables.NUMBERS)
-            centers, halves = zip(*map(interval, numbers))
-            style = {"color": COLORS.get(label, "black"), "markersize": 3, "linewidth": 1.2, "capsize": 2}
-            style |= {"fmt": "o:" if key == "weak" else "o-", "label": label}
-            axis.errorbar(tables.NUMBERS, centers, halves, **style)
+        for label, (name, key) in lines.items():
+            numbers = [values(columns[name, n], key) for n in tables.NUMBERS]
+            curve(axis, label, tables.NUMBERS, numbers, "o:" if key == "weak" else "o-")
         some = merged(columns)
         axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
         axis.set(xscale="log", xlabel=f"weak models (n = {len(some)})", title=line)
