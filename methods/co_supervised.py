@@ -14,7 +14,7 @@ even that one does not agree are left out. Each layer trains a student anew; the
     symbol | here             shape
     p      | student_logits   (N, C)        softmax(student_logits)
     q      | a layer          (N, M_l, C)   soft labels of the M_l teachers of layer l; M_1 = 1
-    m      | assign           (N,)
+    q_m    | targets          (N, C)        of each sample the assigned teacher's
 
 The numbers of the equations are ours. Where paper and codes differ: the paper's ImageNet specialists know
 some of the classes, and its code takes the one to whose classes the last student's argmax belongs; those of
@@ -32,10 +32,11 @@ import torch.nn.functional as F
 
 
 def assign(student_logits: torch.Tensor, weak_probs: torch.Tensor) -> torch.Tensor:
-    """Equation (1): student_logits (N, C), weak_probs (N, M, C) -> which of the M, (N,)."""
+    """Equation (1): student_logits (N, C), weak_probs (N, M, C) -> the assigned teachers' labels (N, C)."""
     log_p = student_logits.log_softmax(-1)[:, None]
     log_q = weak_probs.clamp(min=torch.finfo(weak_probs.dtype).tiny).log()
-    return (log_p.exp() * (log_p - log_q)).sum(-1).argmin(-1)
+    nearest = (log_p.exp() * (log_p - log_q)).sum(-1).argmin(-1)
+    return weak_probs.take_along_dim(nearest[:, None, None], 1).squeeze(1)
 
 
 def consistent(student_logits: torch.Tensor, targets: torch.Tensor, top: int) -> torch.Tensor:
@@ -57,7 +58,7 @@ def co_supervise(train, layers: list[torch.Tensor], top: int = 1):
     keep = torch.ones_like(targets[:, 0], dtype=torch.bool)
     student, student_logits = train(keep, targets)
     for weak_probs in layers[1:]:
-        targets = weak_probs[torch.arange(len(weak_probs)), assign(student_logits, weak_probs)]
+        targets = assign(student_logits, weak_probs)
         keep = consistent(student_logits, targets, top)
         student, student_logits = train(keep, targets)
     return student, targets, keep
@@ -74,7 +75,7 @@ def main(argv=None) -> None:
     from methods import naive
 
     parser = evaluate.flags(__file__, __doc__)
-    several = "reviews reviews-shift preferences preferences-shift".split()  # domains, not one
+    several = "reviews reviews-shift preferences preferences-shift".split()  # source domains
     parser.set_defaults(task=several, weak_models="specialists")
     help = "of the student's classes, those that agree with a label"
     parser.add_argument("--top", type=evaluate.number(int, 1), default=1, help=help)
@@ -91,8 +92,7 @@ def main(argv=None) -> None:
 
         soft_labels = [strong.weak_probs[:, layer] for layer in layers]
         student, targets, keep = co_supervise(train, soft_labels, problem.args.top)
-        last = test.weak_probs[:, layers[-1]]
-        said = last[torch.arange(len(last)), assign(models.predict(student, test.x), last)]
+        said = assign(models.predict(student, test.x), test.weak_probs[:, layers[-1]])
         own = {"labels_right": evaluate.accuracy(targets, strong.y), "kept": keep.double().mean().item()}
         evaluate.report(problem, [student], [said], naive=False, **own)
 
