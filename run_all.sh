@@ -61,17 +61,16 @@ END
     "$PYTHON" figures.py "$out/geometry.png"
     ;;
 ablations)
-    shifted="--task glyphs-shift reviews-shift preferences-shift"
-    {
-        cat <<END
-naive.py --task reviews reviews-shift
-naive.py --task preferences preferences-shift
+    several="--task reviews-shift preferences-shift" shifted="--task glyphs-shift reviews-shift preferences-shift"
+    together <<END
 naive.py --task glyphs-shift
+naive.py --task reviews-shift
+naive.py --task preferences-shift
+naive.py --task glyphs-shift --supervision mean --weak-models 20
+naive.py --task reviews-shift --supervision mean --weak-models 20
+naive.py --task preferences-shift --supervision mean --weak-models 20
+co_supervised.py $several
 END
-        for task in glyphs-shift reviews-shift preferences-shift; do
-            echo "naive.py --task $task --supervision mean --weak-models 20"
-        done
-    } | together
     {
         cat <<END
 raven.py --weight-lr 0 --easy-phase 0 $shifted
@@ -90,8 +89,6 @@ END
             echo "raven.py --weak-temperatures 1 $temperature 1 $shifted"
             echo "raven.py --weak-temperatures 1 1 $temperature $shifted"
         done
-        several="--task reviews reviews-shift preferences preferences-shift"
-        echo co_supervised.py
         for method in "naive.py --supervision mean" bayes.py raven.py prototypes.py; do
             echo "$method $several"
             echo "$method $several --weak-models specialists"

@@ -118,7 +118,7 @@ def test_run_all_ablations_runs_what_its_tables_and_figures_want(call):
     found = {(method, frozenset(flags[:-1])) for method, *flags in runs}  # the last is --out
     assert len(found) == len(runs)
     shifted = "task glyphs-shift reviews-shift preferences-shift"
-    several = "task reviews reviews-shift preferences preferences-shift"
+    several = "task reviews-shift preferences-shift"
     wanted = [(shifted, columns) for columns in (tables.ABLATION, tables.NUMBERED, tables.SHARPENED)]
     for tasks, columns in [*wanted, (several, tables.SPECIALISTS)]:
         for method, flags, *_ in columns.values():
