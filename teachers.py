@@ -121,10 +121,11 @@ def by_domain(task: data.Task) -> dict[str, data.Split]:
     """weak_train by source domain; of a generated review its product tells. InputError where there is one."""
     if isinstance(task.weak_train, dict):
         return task.weak_train
-    if task.encoder != "transformer":
+    x, y, *_ = task.weak_train or (None, None)
+    first = [each if isinstance(each, str) else each[0] for each in x] if isinstance(x, list) else [""]
+    domains = [text.domain(each) for each in first]
+    if None in domains:
         raise data.InputError("specialists need a task of several source domains")
-    x, y = task.weak_train[:2]
-    domains = [text.domain(each if isinstance(each, str) else each[0]) for each in x]
     own = {name: [i for i, domain in enumerate(domains) if domain == name] for name in text.SOURCE}
     return {name: data.Split([x[i] for i in chosen], y[chosen]) for name, chosen in own.items()}
 

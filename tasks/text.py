@@ -69,9 +69,9 @@ def review(domains: list[str], rng: random.Random) -> tuple[str, int]:
     return " ".join([*words, "."]), 2 * sum(statements) - STATEMENTS
 
 
-def domain(review: str) -> str:
-    """Which domain the product that a generated review begins with is of."""
-    return next(name for name, place in DOMAINS.items() if review.split()[0] in place.products)
+def domain(review: str) -> str | None:
+    """Which domain the product that a generated review begins with is of; of other texts None."""
+    return next((name for name in DOMAINS if review.startswith(tuple(DOMAINS[name].products))), None)
 
 
 def pair(domains: list[str], rng: random.Random) -> tuple[tuple[str, str], int]:
