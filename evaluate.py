@@ -57,8 +57,8 @@ def number(kind: type, low: float, high: float = 2**31 - 1):
     return parse
 
 
-def weak_models(text: str) -> int | str:
-    """An argparse type: how many weak models, or "specialists"."""
+def specialists_or_number(text: str) -> int | str:
+    """An argparse type: which weak models."""
     return text if text == "specialists" else number(int, 1, teachers.MANY)(text)
 
 
@@ -97,7 +97,7 @@ def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     add("--image-encoder", help="for folder tasks, else resnet50: tasks/pictures.py says what it may name")
     add("--weak-encoder", help="for folder tasks: weak models are heads on this encoder's features")
-    add("--weak-models", type=weak_models, help="specialists (by domain), or how many, of all kinds")
+    add("--weak-models", type=specialists_or_number, help="specialists by domain, or how many, of all kinds")
     add("--weak-temperatures", nargs="+", type=number(float, 1e-3), help="of each weak model: a control")
     # Else the task decides: data.HEAD, tasks/labelled.py, which has rates too.
     add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
@@ -166,7 +166,9 @@ def searches() -> list[dict]:
 def searched(method: str, kind: str, supervision: str | None) -> dict:
     """The flags that protocol.py found for the method on tasks of that kind."""
     wanted = {"kind": kind, "method": method, "supervision": supervision}
-    return next(line["flags"] for line in searches() if wanted.items() <= line.items())
+    if found := [line["flags"] for line in searches() if wanted.items() <= line.items()]:
+        return found[0]
+    raise data.InputError(f"protocol.py has not searched for {method} on tasks of kind {kind}")
 
 
 def compile_wanted(args) -> bool:

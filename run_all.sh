@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./run_all.sh            every method but raven_dpo on its default tasks, without download; tables and figures
+# ./run_all.sh            every method but raven_dpo and co_supervised on default tasks, without download
 # ./run_all.sh alignment  the same for methods/raven_dpo.py, which trains policies
 # ./run_all.sh cifar100   distillation on CIFAR-100 as published, for a GPU; 5 seeds of 5 trainings of 240 epochs
 # ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 case "${1:-}" in
 "" | ablations | alignment | rates | protocol | encoders | settings | cifar100) ;;
-*) echo "run_all.sh: none, ablations, alignment, rates, protocol, encoders, settings or cifar100: not $1" >&2 && exit 2 ;;
+*) echo "run_all.sh: no word, or one of those at its top, not $1" >&2 && exit 2 ;;
 esac
 source ./setup.sh
 out=${OUT:-runs}
@@ -61,7 +61,8 @@ END
     "$PYTHON" figures.py "$out/geometry.png"
     ;;
 ablations)
-    several="--task reviews-shift preferences-shift" shifted="--task glyphs-shift reviews-shift preferences-shift"
+    several="--task reviews-shift preferences-shift"
+    shifted="--task glyphs-shift reviews-shift preferences-shift"
     together <<END
 naive.py --task glyphs-shift
 naive.py --task reviews-shift

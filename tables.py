@@ -28,7 +28,7 @@ COLUMNS = {  # name -> method, flags that differ from its defaults, colour
     "Dawid & Skene": ("dawid_skene", {}, "#bcbd22"),
     "prototypes": ("prototypes", {}, "#e377c2"),
 }
-CO_SUP = {"Co-sup": ("co_supervised", {}, "#393b79")}  # for tasks of several source domains
+CO_SUP = {"Co-sup": ("co_supervised", {}, None)}  # for tasks of several source domains
 POLICIES = {
     "one reward model": ("raven_dpo", {"supervision": "one"}, "#888888"),
     "ensemble": ("raven_dpo", {"supervision": "mean"}, "#1f77b4"),
@@ -53,9 +53,9 @@ SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / 
 DEFAULTS = {"temperature": 8.0, "beta_ramp": 0.5}  # of these flags
 ABLATION = {  # RAVEN's parts -> method and flags; published mean PGR in % of its three shifted image sets
     "naive": ("naive", {}, 1.8),
-    "ensemble": ("raven", {"weight_lr": 0.0, "easy_phase": 0.0}, 10.4),
+    "equal weights": ("raven", {"weight_lr": 0.0, "easy_phase": 0.0}, 10.4),
     "easy samples only": ("raven", {"easy_phase": 1.0}, 11.1),
-    "ensemble, easy start": ("raven", {"weight_lr": 0.0}, 10.7),
+    "equal weights, easy start": ("raven", {"weight_lr": 0.0}, 10.7),
     "learned weights": ("raven", {"easy_phase": 0.0}, 14.3),
     "RAVEN": ("raven", {}, 16.1),
     "best weak model": ("naive", {}, 15.0),  # of its students the one that an oracle chooses
@@ -252,9 +252,10 @@ def ablation_tables(table: Table) -> dict[str, str]:
         base = ((mean(row["weak"]), row["students"][m], row["ceiling"], row["n_test"]) for m, row in best)
         of["best weak model"] = (students, [evaluate.pgr(*each) for each in base])
         cells = lines[title(line, columns)] = {}
+        clear = not any(None in pgrs for _, pgrs in of.values())  # the mean is over the same tasks for all
         for name, (own, pgrs) in of.items():
             cells[name] = f"{show(own)} / {show(pgrs, 0)}"
-            means[name] += [] if None in pgrs else [mean(pgrs)]
+            means[name] += [mean(pgrs)] if clear else []
     if lines:
         lines[f"mean PGR ({len(means['RAVEN'])} tasks)"] = {name: show(own, 0) for name, own in means.items()}
         lines["the same, published"] = {name: f"{pgr:g}" for name, (*_, pgr) in ABLATION.items()}

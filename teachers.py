@@ -147,13 +147,13 @@ def half(split: data.Split, generator) -> data.Split:
 
 
 def train_weak_models(task: data.Task, seed: int, device: str, encoder=None, wanted=None) -> dict:
-    """{name: x -> logits (N, C)}. wanted: None, the task's usual ones; "specialists"; MANY, which differ in
-    kind, seed and the half of the samples that they learn from, in random order."""
+    """{name: x -> logits (N, C)}. wanted: None, the task's usual ones; "specialists"; a number, MANY that differ
+    in kind, seed and the half of the samples that they learn from, in random order."""
     if wanted == "specialists":
         task = task._replace(weak_train=specialists(task))
     elif wanted:
         if not isinstance(task.weak_train, data.Split):
-            raise data.InputError("a number of --weak-models needs a task of one source domain")
+            raise data.InputError("a number of --weak-models needs samples that are not kept by domain")
         generator, found = torch.Generator().manual_seed(seed), {}
         while len(found) < MANY:
             part, own = task._replace(weak_train=half(task.weak_train, generator)), 1000 * seed + len(found)

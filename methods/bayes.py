@@ -17,11 +17,11 @@ were not voted for. As in the confidence loss, the student's own class is one mo
     lambda | annealing                    share of the steps that are done: from 0 to 1
 
 The numbers of the equations are ours. Where paper and codes differ: (1) to (3) are what RAVEN's authors
-compare with, by values that their code prints. It multiplies EDL(w_im) by q_imc and sums over c, which
-changes nothing, as q_im sums to 1. A code for text generation after the paper has exp(z) for relu(z), 1e-4 in
-front of KL, and votes that hold confidences; here is classification alone. Left open: where the student
-starts. At zero it would stay, as relu has no slope at 0; so this head starts from torch's small random
-weights, all others from zero.
+compare with, by values that their code prints for one teacher. It multiplies EDL(w_im) by q_imc and sums over
+c, which changes nothing, as q_im sums to 1. A code for text generation after the paper has exp(z) for
+relu(z), 1e-4 in front of KL, and votes that hold confidences; here is classification alone. Left open: where
+the student starts. At zero it would stay, as relu has no slope at 0; so this head starts from torch's small
+random weights, all others from zero.
 
     python methods/bayes.py --task glyphs-shift
 

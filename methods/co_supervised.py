@@ -3,8 +3,8 @@
 Liu & Alahi 2024, "Co-Supervised Learning: Improving Weak-to-Strong Generalization with Hierarchical Mixture
 of Experts", arXiv 2402.15505. In place of one generalist, a hierarchy of teachers: first it alone, then a
 specialist for each half of the domains, then for each quarter, and so on. The student of one layer judges the
-teachers of the next: each sample gets the label of the teacher that agrees with it most, and samples on which
-even that one does not agree are left out. Each layer trains a student anew; the last is the result.
+teachers of the next: each sample gets the label of the teacher that agrees with it most, and as many samples
+as do not agree even so are left out, the least likely. Each layer trains a student anew; the last remains.
 
     m_i = argmin_m KL(p_i || q_im)                        teacher assignment, p of the last student     (1)
     r   = mean_i [w_i is among the `top` largest of p_i]  consensus, w_i = argmax of the assigned label (2)
@@ -20,7 +20,7 @@ The numbers of the equations are ours. Where paper and codes differ: the paper's
 some of the classes, and its code takes the one to whose classes the last student's argmax belongs; those of
 RAVEN's authors, whose (1) stands here, know some of the domains. Both codes have (2) to (4), and as many
 steps for a part of the samples as for all; the first reports its best epoch on test, and has 3 for `top`, of
-1,000 classes. Of two classes only 1 leaves anything out. Left open: halves of three; here {a, b}, {c}.
+1,000 classes. With two classes only 1 leaves anything out. Left open: halves of three; here {a, b}, {c}.
 
     python methods/co_supervised.py --task reviews-shift
 
@@ -69,6 +69,7 @@ def co_supervise(train, layers: list[torch.Tensor], top: int = 1):
 
 def main(argv=None) -> None:
     """Prints and keeps one row per task and seed."""
+    import data
     import evaluate
     import models
     import teachers
@@ -77,8 +78,10 @@ def main(argv=None) -> None:
     parser = evaluate.flags(__file__, __doc__)
     several = "reviews reviews-shift preferences preferences-shift".split()  # source domains
     parser.set_defaults(task=several, weak_models="specialists")
-    help = "of the student's classes, those that agree with a label"
-    parser.add_argument("--top", type=evaluate.number(int, 1), default=1, help=help)
+    add, likeliest = parser.add_argument, "a label agrees if it is among this many of the student's classes"
+    add("--top", type=evaluate.number(int, 1), default=1, help=likeliest)
+    if parser.parse_args(argv).weak_models != "specialists":
+        raise data.InputError("this method is for --weak-models specialists")
     for problem in evaluate.problems(parser, argv, heads=True):
         task, strong, test = problem.task, problem.task.strong_train, problem.task.test
         hierarchy = teachers.hierarchy(task.weak_models[0].split("+"))
@@ -92,6 +95,7 @@ def main(argv=None) -> None:
 
         soft_labels = [strong.weak_probs[:, layer] for layer in layers]
         student, targets, keep = co_supervise(train, soft_labels, problem.args.top)
+        # By the last student itself: its agreement with them is more than with what it learned from.
         said = assign(models.predict(student, test.x), test.weak_probs[:, layers[-1]])
         own = {"labels_right": evaluate.accuracy(targets, strong.y), "kept": keep.double().mean().item()}
         evaluate.report(problem, [student], [said], naive=False, **own)

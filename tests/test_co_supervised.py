@@ -3,6 +3,7 @@
 import math
 
 import co_supervised
+import naive
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,12 +89,43 @@ def test_specialists_of_files_are_the_usual_weak_models_and_more(amazon):
 
 
 def test_the_last_student_learns_from_what_is_kept(amazon, monkeypatch):
+    """Three domains, so three layers, whose teachers are found by name; of each sample its own label."""
+    seen, labelled, learned = [], [], []
+    co_supervise, train_student = co_supervised.co_supervise, naive.train_student
+
+    def see(train, layers, top):
+        seen.append(layers)
+        return co_supervise(lambda *given: labelled.append(given) or train(*given), layers, top)
+
+    def learn(student, batches, **more):
+        learned.append(batches.parts)
+        train_student(student, batches, **more)
+
     monkeypatch.setattr(co_supervised, "consistent", lambda z, *_: torch.arange(len(z)) % 3 > 0)
-    (amazon / "dvd.jsonl").write_text((amazon / "books.jsonl").read_text().replace("books", "dvd"))
-    name = ["--task", "text:books+dvd:kitchen", "--data-dir", str(amazon), "--seeds", "0"]
-    [row] = run_script(co_supervised, *name, "--lr", "1e-2")
-    assert row["flags"] == {"lr": 0.01} and len(row["weak"]) == 3
-    assert row["labels_right"] == 1 and row["kept"] == pytest.approx(2 / 3, abs=0.02) and row["student"] == 1
+    monkeypatch.setattr(co_supervised, "co_supervise", see)
+    monkeypatch.setattr("methods.naive.train_student", learn)
+    books = (amazon / "books.jsonl").read_text()
+    for domain in ("dvd", "music"):
+        words = books.replace("books", domain).replace("bad", f"bad {domain}")
+        (amazon / f"{domain}.jsonl").write_text(words)
+    name = "text:books+dvd+music:kitchen"
+    given = ["--task", name, "--data-dir", str(amazon), "--seeds", "0", "--lr", "1e-2"]
+    [row] = run_script(co_supervised, *given)
+    task = teachers.supervise(data.resolve(name), 0, str(amazon), "cpu", 800, weak_models="specialists")
+    of = dict(zip(task.weak_models, task.strong_train.weak_probs.unbind(1)))
+    layers = [["books+dvd+music"], ["books+dvd", "music"], ["books", "dvd", "music"]]
+    for layer, names in zip(*seen, layers, strict=True):
+        assert layer.equal(torch.stack([of[each] for each in names], 1))
+    for (keep, targets), (x, labels) in zip(labelled, learned, strict=True):
+        assert x.equal(task.strong_train.x[keep]) and labels.equal(targets[keep])
+    assert row["flags"] == {"lr": 0.01} and row["kept"] == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_it_is_for_specialists_and_searched_where_there_are_some():
+    with pytest.raises(data.InputError, match="is for --weak-models specialists"):
+        run_script(co_supervised, "--weak-models", "3")
+    with pytest.raises(data.InputError, match="has not searched for co_supervised on tasks of kind image"):
+        run_script(co_supervised, "--task", "glyphs-shift", "--protocol")
 
 
 def test_one_source_is_refused_in_one_line(amazon):
