@@ -147,8 +147,8 @@ def half(split: data.Split, generator) -> data.Split:
 
 
 def train_weak_models(task: data.Task, seed: int, device: str, encoder=None, wanted=None) -> dict:
-    """{name: x -> logits (N, C)}. wanted: None, the task's usual ones; "specialists"; a number, MANY that differ
-    in kind, seed and the half of the samples that they learn from, in random order."""
+    """{name: x -> logits (N, C)}. wanted: None, the task's usual ones; "specialists"; a number, MANY of
+    other kinds, seeds and halves of the samples, in random order."""
     if wanted == "specialists":
         task = task._replace(weak_train=specialists(task))
     elif wanted:
