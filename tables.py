@@ -247,10 +247,10 @@ def ablation_tables(table: Table) -> dict[str, str]:
     lines, means = {}, {name: [] for name in ABLATION}
     for line, columns in table.items():
         of = {name: (values(rows, "student"), values(rows, "pgr")) for name, rows in columns.items()}
-        best = [(int(np.argmax(row["weak"])), row) for row in columns["naive"].values()]
-        students = [row["students"][m] for m, row in best]
-        base = ((mean(row["weak"]), row["students"][m], row["ceiling"], row["n_test"]) for m, row in best)
-        of["best weak model"] = (students, [evaluate.pgr(*each) for each in base])
+        naive = columns["naive"].values()
+        best = [row["students"][np.argmax(row["weak"])] for row in naive]
+        base = ((mean(row["weak"]), own, row["ceiling"], row["n_test"]) for own, row in zip(best, naive))
+        of["best weak model"] = (best, [evaluate.pgr(*each) for each in base])
         cells = lines[title(line, columns)] = {}
         clear = not any(None in pgrs for _, pgrs in of.values())  # the mean is over the same tasks for all
         for name, (own, pgrs) in of.items():

@@ -118,7 +118,7 @@ def hierarchy(domains: list[str]) -> list[list[str]]:
 
 
 def by_domain(task: data.Task) -> dict[str, data.Split]:
-    """weak_train by source domain; of a generated review its product tells. InputError where there is one."""
+    """weak_train by source domain; of a generated review its product tells. InputError where there are none."""
     if isinstance(task.weak_train, dict):
         return task.weak_train
     x, y, *_ = task.weak_train or (None, None)
