@@ -57,10 +57,9 @@ def main(argv=None) -> None:
         own = tables.rows_of([found[name] for name in names])
         published[part] = [row for row in own if id(row) not in seen]
         seen |= {id(row) for row in own}
-    published["ablations"] = [
-        {key: value for key, value in row.items() if key != "weight_history"}  # of which no figure is drawn
-        for row in published["ablations"]
-    ]
+    for part in ("rates", "ablations"):  # without histories, which nothing there draws
+        rows_without = ({k: row[k] for k in row if not k.endswith("_history")} for row in published[part])
+        published[part] = list(rows_without)
     sources = {
         (row["torch"], row["device"], not (row["commit"] or "-dirty").endswith("-dirty"))
         for own in published.values() for row in own
