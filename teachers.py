@@ -118,7 +118,7 @@ def hierarchy(domains: list[str]) -> list[list[str]]:
 
 
 def by_domain(task: data.Task) -> dict[str, data.Split]:
-    """weak_train by source domain; of generated reviews their products tell. InputError of other single ones."""
+    """weak_train by source domain; of generated reviews their products tell. InputError of any other one."""
     if isinstance(task.weak_train, dict):
         return task.weak_train
     x, y, *_ = task.weak_train or (None, None)
