@@ -157,14 +157,13 @@ def unflat(rows: torch.Tensor, pairs: bool) -> torch.Tensor:
 def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the image encoder, after classifying rendered letters at all severities: no digits."""
     torch.manual_seed(0)
-    model = make_network("letters CNN", len(images.LETTERS), device)
-    epochs, batch_size = min(4, steps), 128
+    model, epochs = make_network("letters CNN", len(images.LETTERS), device), min(4, steps)
     generator = torch.Generator().manual_seed(0)
-    y = torch.randint(len(images.LETTERS), (steps * batch_size // epochs,), generator=generator)
+    y = torch.randint(len(images.LETTERS), (steps * 128 // epochs,), generator=generator)
     severity = torch.rand(len(y), generator=generator)
     x = images.render(images.draw_atlas(images.LETTERS), y, severity, generator)
-    recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": batch_size, "seed": 0}
     x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": 128, "seed": 0}
     fit(model, x, y, progress="pretraining the image encoder", **recipe)
     return model[:-1].state_dict()
 
@@ -173,13 +172,11 @@ def pretrain_transformer(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the causal transformer, after predicting the next word of unlabelled reviews of all domains,
     in three times as many steps as the image encoder's."""
     torch.manual_seed(0)
-    model = text.CausalTransformer().to(device)
-    steps, batch_size = 3 * steps, 32
-    epochs, rng = min(4, steps), random.Random("pretraining")
-    corpus = [text.review(list(text.DOMAINS), rng)[0] for _ in range(steps * batch_size // epochs)]
+    model, epochs, rng = text.CausalTransformer().to(device), min(4, 3 * steps), random.Random("pretraining")
+    corpus = [text.review(list(text.DOMAINS), rng)[0] for _ in range(3 * steps * 32 // epochs)]
     tokens = text.encode(corpus).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
-    recipe = {"epochs": epochs, "lr": 2e-3, "batch_size": batch_size, "seed": 0}
+    recipe = {"epochs": epochs, "lr": 2e-3, "batch_size": 32, "seed": 0}
     fit(model, tokens[:, :-1], following, progress="pretraining the transformer", **recipe)
     return model.state_dict()
 
@@ -230,18 +227,22 @@ def image_encoder(name: str, whole: bool):
 
 
 def look(task: data.Task, files: list[str], name: str, device: str, whole=False) -> torch.Tensor:
-    """N files of a folder task's domains -> (N, D) from a network: pictures.features. All images of a domain
-    are read, for all seeds, SHARD at a time; of several processes each begins with another shard."""
+    """N files of a folder task's domains -> (N, D) from a network: pictures.features; whole: its classifier's
+    logits (N, C). All images of a domain are read, for all seeds, SHARD at a time; of several processes each
+    begins with another shard."""
+
+    def read(shard):
+        return pictures.features(name, *image_encoder(name, whole), shard, device, half=not whole)
+
     rows, (rank, world) = {}, store.rank()
     domains = [domain for domain in task.files.values() if not set(domain).isdisjoint(files)]
     shards = [domain[i : i + SHARD] for domain in domains for i in range(0, len(domain), SHARD)]
     first = rank * len(shards) // world
     for shard in shards[first:] + shards[:first]:
-        content = [data.fingerprint(file) for file in shard]
-        key = {"name": data.row_name(name), "content": content, "device": device, "whole": whole}
-
-        def read(shard=shard):
-            return pictures.features(name, *image_encoder(name, whole), shard, device, half=not whole)
-
-        rows |= zip(shard, cached("pictures", read, **key))
-    return torch.stack([rows[file] for file in files]).to(device)
+        key = {"name": data.row_name(name), "device": device, "whole": whole}
+        key["content"] = [data.fingerprint(file) for file in shard]
+        rows |= zip(shard, cached("pictures", functools.partial(read, shard), **key))
+    found, wanted = torch.stack([rows[file] for file in files]), task.num_classes
+    if whole and found.shape[1] != wanted:
+        raise data.InputError(f"{name} knows {found.shape[1]} classes, the folder has {wanted}")
+    return found.to(device)

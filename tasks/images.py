@@ -117,7 +117,7 @@ def mlp_net(num_classes, inputs=28 * 28):
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, num_classes))
 
 
-def cnn_net(num_classes):
+def cnn_net(num_classes, _):
     first = nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU()
     second = nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU()
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(32 * 7 * 7, num_classes))
