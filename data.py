@@ -12,11 +12,10 @@ domain), from which the student learns without the ground truth. Settings are ch
     mnist-usps, usps-mnist         handwritten digits of one institution -> another's, through torchvision
     reviews                        generated reviews of books, films and games -> the same
     reviews-shift                  the same -> of phones, kitchenware and hotels
-    text:SOURCE[+SOURCE...]:TARGET real text, DOMAIN.jsonl[.gz] in data_dir; of several sources each has a
-                                   weak model of its own
-    folder:SOURCE[+SOURCE...]:TARGET   images, data_dir/DOMAIN/CLASS/*.jpg, of the classes that all share
-    folder:DOMAIN                  in distribution: weak labels by a classifier, --weak-encoder; 78/2/20 %, so
-                                   that 50,000 images leave 39,000 to learn on, 1,000 for val, 10,000 for test
+    text:SOURCE[+SOURCE...]:TARGET  real text, DOMAIN.jsonl[.gz] in data_dir, of the classes that all
+                                   share; of several sources each has a weak model of its own
+    folder:SOURCE[+SOURCE...]:TARGET  the same of images, data_dir/DOMAIN/CLASS/*.jpg
+    folder:DOMAIN                  in distribution, 78/2/20 %: weak labels by a classifier, --weak-encoder
     preferences[-shift]            pairs of such reviews of one product, the more favourable preferred
     hh-helpful-harmless            pairs of answers, the more helpful one preferred -> the more harmless
     FILE.npz                       outputs of your own models: arrays x, weak_probs, y[, split, labels]
@@ -24,19 +23,17 @@ domain), from which the student learns without the ground truth. Settings are ch
 The student is a whole network that also gets labels (tasks/labelled.py):
 
     glyphs-distill                 distillation: true labels, and a smaller teacher's
-    glyphs-noisy-symmetric-RATE    at RATE a label is one of the other nine classes
+    glyphs-noisy-symmetric-RATE    at RATE (0 to 1) a label is one of the other nine classes
     glyphs-noisy-asymmetric-RATE   at RATE 2 becomes 7, 3 becomes 8, 7 becomes 1, 5 and 6 each other
     glyphs-fewshot                 letters a-z with labels; scored on digits, classes it never saw
     glyphs-transfer                the encoder pretrained on letters is fine-tuned on 500 digits
     cifar100-distill[-vgg]         distillation as published: ResNet20 -> ResNet56, VGG8 -> VGG13
 """
 
-import functools
-import hashlib
-import os
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +41,7 @@ import numpy as np
 import torch
 
 from tasks import files, images, labelled, pictures, text
-from tasks.files import InputError
+from tasks.files import InputError, fingerprint
 
 SIZES = {"weak_train": 4000, "strong_train": 7000, "val": 1000, "test": 2000}  # upper limits of real text
 TEXT_SIZES = SIZES | {"weak_train": 200}  # of generated text; 4,000 samples would leave little gap
@@ -100,82 +97,25 @@ def load(name: str, seed: int, data_dir: str | None = None) -> Task:
 
 def resolve(name: str) -> Known:
     """Reads the name, before any work is done. Raises InputError where it is not known."""
-    match name.split("-"):
-        case _ if name.endswith(".npz"):
-            if not Path(name).is_file():
+    if found := re.fullmatch(r"(glyphs-.*-)(\d*\.?\d+)", name):
+        name = f"{found[1]}{float(found[2]):g}"
+    name = {"glyphs-shift-0": "glyphs", f"glyphs-shift-{SEVERITY}": "glyphs-shift"}.get(name, name)
+    for pattern, loader, kind, has_files in FAMILIES:
+        if re.fullmatch(pattern, name):
+            if kind == "features" and not Path(name).is_file():
                 raise InputError(f"no file {name}")
-            return Known(name, lambda seed, _: load_npz(Path(name), seed), HEAD, "features")
-        case _ if found := re.fullmatch(r"text:([^:+]+(?:\+[^:+]+)*):([^:+]+)", name):
-            sources, target = found[1].split("+"), found[2]
-            if len({*sources, target}) <= len(sources):
+            domains = re.split("[:+]", name)[1:] if has_files else []
+            if len({*domains}) < len(domains):
                 raise InputError(f"{name} names a domain twice")
-            texts = ("text", files.reviews, sources, target)
-            return Known(name, lambda *given: real(*texts, *given), HEAD, "text", True)
-        case _ if domains := folders(name):
-            if len(set(domains)) < len(domains):
-                raise InputError(f"{name} names a domain twice")
-            return Known(name, lambda *given: photographs(domains, *given), HEAD, has_files=True)
-        case ["glyphs"] | ["glyphs", "shift"]:
-            return resolve(f"glyphs-shift-{SEVERITY if name.endswith('shift') else 0}")
-        case ["glyphs", "shift", severity] if (severity := share(severity)) is not None:
-            name = f"glyphs-shift-{severity:g}".removesuffix(f"-{SEVERITY}") if severity else "glyphs"
-            return Known(name, lambda seed, _: rendered(severity, seed), HEAD)
-        case ["glyphs", "cue"]:
-            return Known(name, lambda seed, _: cued(seed), HEAD)
-        case ["mnist", "usps"] | ["usps", "mnist"]:
-            return Known(name, lambda *given: handwritten(*name.split("-"), *given), HEAD, has_files=True)
-        case ["reviews" | "preferences"] | ["reviews" | "preferences", "shift"]:
-            kind = "text" if name.startswith("reviews") else "preference"
-            return Known(name, lambda seed, _: generated_text(name, seed), HEAD, kind)
-        case ["hh", "helpful", "harmless"]:
-            dialogues = ("preference", files.dialogues, ["helpful-base"], "harmless-base")
-            return Known(name, lambda *given: real(*dialogues, *given), HEAD, "preference", True)
-        case ["glyphs", "noisy", "symmetric" | "asymmetric" as kind, rate] if share(rate) is not None:
-            rate, setting = share(rate), labelled.SETTINGS[f"glyphs-noisy-{kind}"]
-            name = f"glyphs-noisy-{kind}-{rate:g}"
-            return Known(name, lambda seed, _: labelled_glyphs(setting, seed, kind, rate), setting.recipe)
-        case _ if name in labelled.SETTINGS and "noisy" not in name:
-            setting = labelled.SETTINGS[name]
-            if name.startswith("cifar100"):
-                return Known(name, lambda *given: cifar100(setting, *given), setting.recipe, has_files=True)
-            return Known(name, lambda seed, _: labelled_glyphs(setting, seed), setting.recipe)
-    known = [*EMBEDDED, "glyphs-shift-SEVERITY (0 to 1)", "glyphs-cue"]
-    known += ["mnist-usps", "usps-mnist", "text:SOURCE[+SOURCE...]:TARGET", "hh-helpful-harmless"]
-    known += ["folder:SOURCE[+SOURCE...]:TARGET", "folder:DOMAIN"]
-    known += [f"{key}-RATE (0 to 1)" if "noisy" in key else key for key in labelled.SETTINGS]
-    raise InputError(f"unknown task {name!r}; known: {', '.join(known)}, FILE.npz")
-
-
-def share(word: str) -> float | None:
-    """A share written plainly, from 0 to 1; None for any other word."""
-    return float(word) if re.fullmatch(r"0|1|[01]?\.\d+", word) and float(word) <= 1 else None
+            setting = labelled.setting_of(name)
+            return Known(name, partial(loader, name), setting.recipe if setting else HEAD, kind, has_files)
+    names = re.findall(r"^    (\S.*?)  ", __doc__, re.MULTILINE)  # as listed above
+    raise InputError(f"unknown task {name!r}; known: {', '.join(names)}")
 
 
 def folders(name: str) -> list[str]:
     """The domains of a folder task, the target last; of another task none."""
-    known = re.fullmatch(r"folder:([^/:+][^:+]*(\+[^/:+][^:+]*)*:)?[^/:+][^:+]*", name)
-    return re.split("[:+]", name)[1:] if known else []
-
-
-@functools.cache
-def content(file: Path, size: int, changed: int) -> str:
-    """The sha256 of a file, which a process reads once as long as its size and time of change stay."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def fingerprint(path: str | Path, parts: list[str] | None = None) -> str:
-    """The start of a sha256 of a file, or of the names and contents of a folder's files, of all or of the
-    named folders in it."""
-    path, digest = Path(path), hashlib.sha256()
-    inside = [each for part in parts or [""] for each in os.walk(path / part, followlinks=True)]
-    files = sorted(Path(folder, name) for folder, _, names in inside for name in names)
-    for file in files if path.is_dir() else [path]:
-        if file.is_file():
-            about = file.stat()
-            own = content(file.absolute(), about.st_size, about.st_mtime_ns)
-            digest.update(f"{own} {file.relative_to(path)}\n".encode())
-    return digest.hexdigest()[:12]
+    return re.split("[:+]", name)[1:] if name.startswith("folder:") else []
 
 
 def row_name(name: str) -> str:
@@ -186,144 +126,152 @@ def row_name(name: str) -> str:
     return f"{Path(name).name}-{fingerprint(name)}" if local else name
 
 
-def draw(characters: str, y: torch.Tensor, severity: float, generator) -> Split:
-    """Images of characters[y] at that severity."""
-    atlas, severity = images.draw_atlas(characters), torch.full(y.shape, severity)
-    return Split(images.render(atlas, y, severity, generator), y)
-
-
 def draw_splits(sizes: dict[str, int], characters: str, severity: float, generator) -> dict[str, Split]:
     """Every sample is a new draw: disjoint splits. The draws do not depend on the severity, 0 in weak_train:
     at one seed the same characters are more or less shifted."""
     splits = {}
     for split, size in sizes.items():
         y = torch.randint(len(characters), (size,), generator=generator)
-        splits[split] = draw(characters, y, 0.0 if split == "weak_train" else severity, generator)
+        own = 0 if split == "weak_train" else severity
+        splits[split] = Split(images.render(characters, y, own, generator), y)
     return splits
 
 
-def rendered(severity: float, seed: int) -> Task:
-    """Digits in the source style -> digits at `severity`."""
-    splits = draw_splits(SIZES, images.DIGITS, severity, torch.Generator().manual_seed(seed))
+def rendered(name: str, seed: int, _) -> Task:
+    """Digits in the source style -> digits at the severity that the name says.
+
+    Or on stripes. In the source domain their direction is the class's in 70 % of the images, else and in the
+    target domain it is any: a cue that is wrong in the target."""
+    named = {"glyphs": 0, "glyphs-cue": 0, "glyphs-shift": SEVERITY}
+    severity = named[name] if name in named else float(name.split("-")[-1])
+    generator = torch.Generator().manual_seed(seed)
+    splits = draw_splits(SIZES, images.DIGITS, severity, generator)
+    if name == "glyphs-cue":
+        generator.manual_seed(seed)
+        for part, (x, y, *_) in splits.items():
+            followed = torch.rand(y.shape, generator=generator) < (0.7 if part == "weak_train" else 0)
+            direction = torch.where(followed, y, torch.randint(10, y.shape, generator=generator))
+            splits[part] = Split(images.on_stripes(x, direction), y)
     return Task("image", 10, **splits, encoder="letters CNN", weak_models=[])
 
 
-def cued(seed: int) -> Task:
-    """Digits in the source style on stripes. In the source domain their direction is the class's in 70 % of
-    the images, else and in the target domain it is any: a cue that is wrong in the target."""
-    task, generator = rendered(0.0, seed), torch.Generator().manual_seed(seed)
-
-    def cover(split, share):
-        followed = torch.rand(split.y.shape, generator=generator) < share
-        direction = torch.where(followed, split.y, torch.randint(10, split.y.shape, generator=generator))
-        return split._replace(x=images.on_stripes(split.x, direction))
-
-    shares = {"weak_train": 0.7, "strong_train": 0.0, "val": 0.0, "test": 0.0}
-    return task._replace(**{name: cover(getattr(task, name), share) for name, share in shares.items()})
-
-
-def handwritten(source: str, target: str, seed: int, data_dir: str | None) -> Task:
-    """One handwriting -> another: the student learns on the target's training set, its test set scores."""
-    source, target = (files.labelled_images(domain, data_dir) for domain in (source, target))
-    generator = torch.Generator().manual_seed(seed)
-
-    def take(x, y, n):
-        chosen = torch.randperm(len(y), generator=generator)[:n]
-        return x[chosen], y[chosen]
-
-    weak_train = Split(*take(*source["train"], SIZES["weak_train"]))
-    n = SIZES["val"]
-    x, y = take(*target["train"], n + SIZES["strong_train"])  # USPS has only 7,291
-    val, strong_train, test = Split(x[:n], y[:n]), Split(x[n:], y[n:]), Split(*target["test"])
-    return Task("image", 10, weak_train, strong_train, val, test, "letters CNN", [])
-
-
-def labelled_glyphs(setting: labelled.Setting, seed: int, noise: str = "", rate: float = 0.0) -> Task:
+def labelled_glyphs(name: str, seed: int, _) -> Task:
     """A task of tasks/labelled.py, its images still without a teacher's labels."""
-    generator, novel = torch.Generator().manual_seed(seed), None
+    setting, generator, novel = labelled.setting_of(name), torch.Generator().manual_seed(seed), None
     classes = labelled.BASE if setting.name == "few-shot" else images.DIGITS
     sizes = labelled.SIZES | ({"strong_train": 500} if setting.name == "transfer" else {})
     splits = draw_splits(sizes, classes, SEVERITY, generator)
     labels = splits["strong_train"].y
-    if noise:
-        labels = labelled.corrupt(labels, labelled.noise_matrix(noise, rate, len(classes)), generator)
+    if setting.name == "noisy labels":
+        *_, kind, rate = name.split("-")
+        matrix = labelled.noise_matrix(kind, float(rate))
+        labels = torch.multinomial(matrix[labels], 1, generator=generator)[:, 0]
     splits["strong_train"] = splits["strong_train"]._replace(labels=labels)
     if setting.name == "few-shot":
         y = torch.arange(10).repeat_interleave(labelled.PER_NOVEL_CLASS)
-        novel = {part: draw(each, y, SEVERITY, generator) for part, each in labelled.NOVEL.items()}
+        novel = {
+            part: Split(images.render(own, y, SEVERITY, generator), y) for part, own in labelled.NOVEL.items()
+        }
     names = {"encoder": setting.student, "weak_models": [setting.teacher], "setting": setting}
     return Task("image", len(classes), None, **splits, **names, novel=novel)
 
 
-def cifar100(setting: labelled.Setting, seed: int, data_dir: str | None) -> Task:
+def shuffled(x: torch.Tensor, y: torch.Tensor, ends: list[int], generator) -> list[Split]:
+    """Samples in random order, cut at `ends`."""
+    parts = torch.randperm(len(y), generator=generator).tensor_split(ends)
+    return [Split(x[part], y[part]) for part in parts]
+
+
+def handwritten(name: str, seed: int, data_dir: str | None) -> Task:
+    """One handwriting -> another: the student learns on the target's training set, its test set scores."""
+    source, target = (files.labelled_images(domain, data_dir) for domain in name.split("-"))
+    generator, n = torch.Generator().manual_seed(seed), SIZES["val"]
+    weak_train, _ = shuffled(*source["train"], [SIZES["weak_train"]], generator)
+    val, strong_train, _ = shuffled(*target["train"], [n, n + SIZES["strong_train"]], generator)
+    return Task("image", 10, weak_train, strong_train, val, Split(*target["test"]), "letters CNN", [])
+
+
+def cifar100(name: str, seed: int, data_dir: str | None) -> Task:
     """CIFAR-100 with 1,000 of its 50,000 training images held out for validation. Images are uint8."""
-    parts = files.labelled_images("cifar100", data_dir)
-    x, y = parts["train"]
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    n = len(order) // 50
-    val, train = Split(x[order[:n]], y[order[:n]]), Split(x[order[n:]], y[order[n:]], labels=y[order[n:]])
-    test = Split(*parts["test"])
-    return Task("image", 100, None, train, val, test, setting.student, [setting.teacher], setting)
+    setting, parts = labelled.setting_of(name), files.labelled_images("cifar100", data_dir)
+    ends, generator = [len(parts["train"][1]) // 50], torch.Generator().manual_seed(seed)
+    val, train = shuffled(*parts["train"], ends, generator)
+    splits = train._replace(labels=train.y), val, Split(*parts["test"])
+    return Task("image", 100, None, *splits, setting.student, [setting.teacher], setting)
 
 
-def generated_text(name: str, seed: int) -> Task:
+def generated_text(name: str, seed: int, _) -> Task:
     """Reviews, class 1 where the verdict is favourable; or pairs of reviews of one product."""
     rng, pairs = random.Random(seed), name.startswith("preferences")
     target = text.TARGET if name.endswith("-shift") else text.SOURCE
     splits = {}
     for split, size in TEXT_SIZES.items():
-        domains = text.SOURCE if split == "weak_train" else target
-        x, y = zip(*((text.pair if pairs else text.review)(domains, rng) for _ in range(size)))
+        own = text.SOURCE if split == "weak_train" else target
+        x, y = zip(*((text.pair if pairs else text.review)(own, rng) for _ in range(size)))
         splits[split] = Split(list(x), torch.tensor(y) if pairs else (torch.tensor(y) > 0).long())
     return Task("preference" if pairs else "text", 2, **splits, encoder="transformer", weak_models=[])
 
 
-def real(kind: str, read: Callable, sources, target, seed, data_dir, ends=(0.7, 0.8), sizes=None) -> Task:
-    """Samples (group, x, y) that `read` finds of the domains -> a task with `sizes`, else SIZES, at most:
-    weak_train from the sources, without groups that the target has too; of the target's groups by default
-    70, 10 and 20 %."""
-    *sources_samples, samples = (read(domain, data_dir) for domain in [*sources, target])
-    classes = {y for _, _, y in samples}
-    if any({y for _, _, y in each} != classes for each in sources_samples):
-        raise InputError("source and target have different labels")
+def real(name: str, seed: int, data_dir: str | None) -> Task:
+    """Files of the user's, SIZES samples at most, of the classes that all domains share. A reader gives each
+    (group, x, label); no group is on two sides: weak_train is of the sources without groups of the target,
+    strong_train, val and test have 70, 10 and 20 % of the target's. A domain alone is used whole."""
+    kind = resolve(name).kind
+    read = {"text": files.reviews, "image": pictures.photographs, "preference": files.dialogues}[kind]
+    if not data_dir and kind != "preference":
+        raise InputError("no folder given: --data-dir names the one that has the files")
+    *sources, target = re.split("[:+]", name)[1:] or ["helpful-base", "harmless-base"]
+    samples = {domain: read(domain, data_dir) for domain in (*sources, target)}
+    classes = sorted(set.intersection(*({label for *_, label in each} for each in samples.values())))
+    if len(classes) < 2 and kind != "preference":
+        raise InputError(f"{', '.join(samples)} share the classes {classes}; needed are two")
+    samples = {key: [each for each in samples[key] if each[2] in classes] for key in samples}
     rng = random.Random(seed)
-    groups = sorted({group for group, _, _ in samples})
+    groups = sorted({group for group, *_ in samples[target]})
     rng.shuffle(groups)
+    ends = (0.7, 0.8) if sources else (0.78, 0.8)
     side = dict(zip(groups, np.digitize(np.arange(len(groups)) / len(groups), ends)))
-    drawn = rng.sample(samples, len(samples))
-    parts = [[(x, y) for group, x, y in drawn if side[group] == i] for i in range(3)]
+    drawn = {domain: rng.sample(samples[domain], len(samples[domain])) for domain in (target, *sources)}
 
-    def split(samples, size):
-        if len({y for _, y in samples[:size]}) < (2 if kind == "text" else 1):
-            raise InputError("too few samples to split: a part of them is empty or has one label only")
+    def split(domain, part, size):
+        found = [(x, classes.index(label)) for group, x, label in drawn[domain] if side.get(group) == part]
+        if not found:
+            raise InputError(f"too few samples to split: a part of {domain} is empty")
         if kind == "preference":  # the better response comes first in the files, here at random
-            samples = [((b, a), 1) if rng.random() < 0.5 else ((a, b), 0) for (a, b), _ in samples]
-        x, y = zip(*samples[:size])
+            found = [((b, a), 1) if rng.random() < 0.5 else ((a, b), 0) for (a, b), _ in found]
+        x, y = zip(*found[: size if sources else None])
         return Split(list(x), torch.tensor(y))
 
-    weak_size, *sizes = (sizes or SIZES).values()
-    apart = [rng.sample(each, len(each)) for each in sources_samples]
-    apart = [[(x, y) for group, x, y in each if group not in side] for each in apart]
-    weak_train = dict(zip(sources, [split(each, weak_size) for each in apart]))
-    weak_train = weak_train if len(sources) > 1 else next(iter(weak_train.values()), None)
-    splits = map(split, parts, sizes)
-    return Task(kind, len(classes) if kind == "text" else 2, weak_train, *splits, "bag of words", [])
+    limit, *limits = SIZES.values()
+    weak_train = {domain: split(domain, None, limit) for domain in sources}
+    if len(sources) < 2:
+        weak_train = next(iter(weak_train.values()), None)
+    splits = [split(target, part, limit) for part, limit in enumerate(limits)]
+    listed = {key: [x for _, x, _ in samples[key]] for key in samples} if kind == "image" else None
+    encoder = "resnet50" if listed else "bag of words"
+    return Task(kind, max(2, len(classes)), weak_train, *splits, encoder, [], files=listed)
 
 
-def photographs(domains: list[str], seed: int, data_dir: str | None) -> Task:
-    """Images of the source domains -> of the last one. An image that stands twice is on one side."""
-    found, classes = pictures.listing(domains, data_dir)
-    read = {domain: [(fingerprint(file), file, y) for file, y in each] for domain, each in found.items()}
-    alone = {} if domains[1:] else {"ends": (0.78, 0.8), "sizes": dict.fromkeys(SIZES)}  # without limits
-    task = real("image", lambda domain, _: read[domain], domains[:-1], domains[-1], seed, data_dir, **alone)
-    every = {domain: [file for file, _ in each] for domain, each in found.items()}
-    return task._replace(num_classes=len(classes), encoder="resnet50", files=every)
-
-
-def load_npz(path: Path, seed: int) -> Task:
+def load_npz(name: str, seed: int, _) -> Task:
     """A task from a FILE.npz: tasks/files.py says what is in it."""
-    arrays, part = files.arrays(path, seed)
+    arrays, part = files.arrays(name, seed)
     splits = [Split(**{key: array[part == i] for key, array in arrays.items()}) for i in range(3)]
     _, num_weak, num_classes = arrays["weak_probs"].shape
     kind = "preference" if arrays["x"].dim() == 3 else "features"
     return Task(kind, num_classes, None, *splits, "given", [f"weak model {m + 1}" for m in range(num_weak)])
+
+
+NUMBER, DOMAIN = r"(0|1|0\.\d+)", "[^/:+][^:+]*"
+# What the names of a family look like, its loader, its kind, and whether it reads data_dir.
+FAMILIES = (
+    (r".*\.npz", load_npz, "features", False),
+    (rf"glyphs(-cue|-shift|-shift-{NUMBER})?", rendered, "image", False),
+    (rf"glyphs-(distill|fewshot|transfer|noisy-a?symmetric-{NUMBER})", labelled_glyphs, "image", False),
+    ("mnist-usps|usps-mnist", handwritten, "image", True),
+    ("cifar100-distill(-vgg)?", cifar100, "image", True),
+    ("reviews(-shift)?", generated_text, "text", False),
+    ("preferences(-shift)?", generated_text, "preference", False),
+    (rf"text:{DOMAIN}(\+{DOMAIN})*:{DOMAIN}", real, "text", True),
+    (rf"folder:({DOMAIN}(\+{DOMAIN})*:)?{DOMAIN}", real, "image", True),
+    ("hh-helpful-harmless", real, "preference", True),
+)

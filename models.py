@@ -161,7 +161,7 @@ def pretrain_image_encoder(steps: int, device: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(len(images.LETTERS), (steps * 128 // epochs,), generator=generator)
     severity = torch.rand(len(y), generator=generator)
-    x = images.render(images.draw_atlas(images.LETTERS), y, severity, generator)
+    x = images.render(images.LETTERS, y, severity, generator)
     x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
     recipe = {"epochs": epochs, "lr": 3e-3, "batch_size": 128, "seed": 0}
     fit(model, x, y, progress="pretraining the image encoder", **recipe)

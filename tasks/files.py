@@ -4,7 +4,11 @@ All raise InputError where a file cannot be used, in one line that names it and 
 """
 
 import fileinput
+import functools
+import glob
+import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -20,6 +24,27 @@ class InputError(Exception):
     """What the user gave cannot be used; the message is one line that says what was expected."""
 
 
+@functools.cache
+def content(file: Path, size: int, changed: int) -> str:
+    """The sha256 of a file, which a process reads once as long as its size and time of change stay."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def fingerprint(path: str | Path, parts: list[str] | None = None) -> str:
+    """The start of a sha256 of a file, or of the names and contents of a folder's files, of all or of the
+    named folders in it."""
+    path, digest = Path(path), hashlib.sha256()
+    inside = [each for part in parts or [""] for each in os.walk(path / part, followlinks=True)]
+    files = sorted(Path(folder, name) for folder, _, names in inside for name in names)
+    for file in files if path.is_dir() else [path]:
+        if file.is_file():
+            about = file.stat()
+            own = content(file.absolute(), about.st_size, about.st_mtime_ns)
+            digest.update(f"{own} {file.relative_to(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
 def labelled_images(name: str, data_dir: str | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{"train" and "test": (x, y (N,))}. mnist and usps: x (N, 1, 28, 28) framed alike; cifar100: x uint8
     (N, 3, 32, 32). Read from data_dir, without it from cache/ after a download on first use."""
@@ -30,31 +55,21 @@ def labelled_images(name: str, data_dir: str | None) -> dict[str, tuple[torch.Te
         "usps": (datasets.USPS, "usps.bz2 and usps.t.bz2"),
         "cifar100": (datasets.CIFAR100, "cifar-100-python/{train,test,meta}"),
     }[name]
-    folder = Path(data_dir) if data_dir else DOWNLOADS / name
-    try:
-        parts = {part: dataset(folder, part == "train", download=not data_dir) for part in ("train", "test")}
-    except Exception as error:  # torchvision and what it calls raise many kinds
-        remedy = "without --data-dir they are downloaded" if data_dir else "remove it or name one: --data-dir"
-        reason = " ".join(str(error).split()).removesuffix(" You can use download=True to download it")
-        raise InputError(f"cannot read {files} in {folder} ({reason}); {remedy}") from error
-
-    def frame(x):
-        return x.permute(0, 3, 1, 2).contiguous() if name == "cifar100" else images.frame(x)
-
-    return {key: (frame(torch.as_tensor(p.data)), torch.as_tensor(p.targets)) for key, p in parts.items()}
+    folder, found = Path(data_dir) if data_dir else DOWNLOADS / name, {}
+    for part in ("train", "test"):
+        try:
+            read = dataset(folder, part == "train", download=not data_dir)
+        except Exception as error:  # torchvision and what it calls raise many kinds
+            reason = f"{' '.join(str(error).split())}; without --data-dir they are downloaded to {DOWNLOADS}"
+            raise InputError(f"cannot read {files} in {folder}: {reason}") from error
+        x, y = torch.as_tensor(read.data), torch.as_tensor(read.targets)
+        found[part] = x.permute(0, 3, 1, 2).contiguous() if name == "cifar100" else images.frame(x), y
+    return found
 
 
-def reviews(domain: str, data_dir: str | None) -> list[tuple[str, str, int]]:
+def reviews(domain: str, data_dir: str) -> list[tuple[str, str, int]]:
     """DOMAIN.jsonl[.gz] in data_dir, lines {"text": str, "label": 0, 1, ...} -> (words, text, label)."""
-    if not data_dir:
-        raise InputError("no folder given: name the one that has the reviews by --data-dir")
-    files = [file for end in ("", ".gz") if (file := Path(data_dir, f"{domain}.jsonl{end}")).is_file()]
-    if not files:
-        raise InputError(f"no {domain}.jsonl or {domain}.jsonl.gz in {data_dir}: --data-dir names the folder")
-    rows = read_json_lines({"text": str, "label": int}, files[:1])
-    labels = sorted({row["label"] for row in rows})
-    if len(labels) < 2 or labels != list(range(len(labels))):
-        raise InputError(f"{files[0]} has the labels {labels[:10]}; expected are two or more, from 0 on")
+    rows = read_json_lines(data_dir, f"{domain}.jsonl", {"text": str, "label": int})
     return [(" ".join(text.terms(row["text"], False)), row["text"], row["label"]) for row in rows]
 
 
@@ -62,10 +77,7 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
     """Pairs of dialogues of HH-RLHF, from data_dir/DOMAIN/*.jsonl[.gz] or from the Hugging Face hub
     -> (first human turn, (chosen, rejected), 0) each."""
     if data_dir:
-        files = sorted(file for end in ("", ".gz") for file in Path(data_dir, domain).glob(f"*.jsonl{end}"))
-        if not files:
-            raise InputError(f"no {domain}/*.jsonl[.gz] in {data_dir}; without --data-dir they are fetched")
-        rows = read_json_lines({"chosen": str, "rejected": str}, files)
+        rows = read_json_lines(data_dir, f"{domain}/*.jsonl", {"chosen": str, "rejected": str})
     else:
         try:
             import datasets  # here, as it takes a second
@@ -81,10 +93,17 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
     return [(" ".join(text.terms(pair[0].split("\n\nAssistant:")[0], False)), pair, 0) for pair in pairs]
 
 
-def read_json_lines(fields: dict[str, type], files: list[Path]) -> list[dict]:
+def read_json_lines(data_dir: str, names: str, fields: dict[str, type]) -> list[dict]:
     """The rows of JSON-lines files, plain or .gz. InputError names file and line where a field is missing."""
+    found = {
+        file.removesuffix(".gz"): file  # of two versions of a file the plain one
+        for end in (".gz", "")
+        for file in glob.glob(f"{glob.escape(data_dir)}/{names}{end}")
+    }
+    if not found:
+        raise InputError(f"no {names}[.gz] in {data_dir}: --data-dir names the folder")
     rows = []
-    with fileinput.FileInput(files, mode="rb", openhook=fileinput.hook_compressed) as lines:
+    with fileinput.FileInput(sorted(found.values()), mode="rb", openhook=fileinput.hook_compressed) as lines:
         try:
             for line in filter(bytes.strip, lines):
                 rows.append(row := json.loads(line))
@@ -97,7 +116,7 @@ def read_json_lines(fields: dict[str, type], files: list[Path]) -> list[dict]:
     return rows
 
 
-def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def arrays(path: str, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The arrays of an .npz file, read without pickle, and the split (N,) of each sample.
 
     x           (N, D) features, or (N, 2, D) of a pair of responses, of which class y is the better
@@ -107,41 +126,35 @@ def arrays(path: Path, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor
     split       (N,) optional: 0 train, 1 val, 2 test; without it 70/10/20 % at random, by the seed
     """
     types = {"x": "float32", "weak_probs": "float32", "y": "int64", "split": "int64", "labels": "int64"}
+    found, key = {}, ""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in types if key in file}
+            for key in [key for key in types if key in file or key in ("x", "weak_probs", "y")]:
+                found[key] = file[key].astype(types[key], casting="same_kind")
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
-        raise InputError(f"{path}: not an .npz file of plain arrays ({error})") from error
+        raise InputError(f"{path}: no array {key or list(types)} of {types.get(key)}: {error}") from error
+    x, weak_probs = found["x"], found["weak_probs"]
 
     def require(condition, message):
         if not condition:
             raise InputError(f"{path}: {message}")
 
-    missing = [key for key in ("x", "weak_probs", "y") if key not in found]
-    require(not missing, f"array missing: {', '.join(missing)}")
-    for key, array in found.items():
-        fits = np.can_cast(array.dtype, types[key], "same_kind")
-        require(fits, f"{key} has type {array.dtype}, expected {types[key]}")
-        found[key] = array.astype(types[key])  # first, so that what is checked is what is used
-        require(np.isfinite(found[key]).all(), f"{key} has NaN, infinite or too large values")
-    x, weak_probs = found["x"], found["weak_probs"]
-    pairs, shape = x.ndim == 3 and x.shape[1] == 2, weak_probs.shape
-    require(x.size and (x.ndim == 2 or pairs), f"x has shape {x.shape}, expected (N, D) or (N, 2, D)")
-    n = len(x)
-    fits = len(shape) == 3 and shape[0] == n and min(shape)
-    require(fits, f"weak_probs has shape {shape}, expected ({n}, M, C)")
-    require(not pairs or shape[2] == 2, f"x has pairs, which have 2 classes; weak_probs has {shape[2]}")
-    for key, limit in {"y": shape[2], "labels": shape[2], "split": 3}.items():
+    fits, shape = weak_probs.ndim == 3 and weak_probs.size, weak_probs.shape
+    require(fits, f"weak_probs has shape {shape}, expected (N, M, C)")
+    n, _, num_classes = shape
+    fits = x.ndim == 2 or x.ndim == 3 and x.shape[1] == num_classes == 2
+    fits = fits and x.size and len(x) == n
+    require(fits, f"x has shape {x.shape}, expected ({n}, D), or of pairs, where C is 2, ({n}, 2, D)")
+    require(np.isfinite(x).all(), "x has NaN, infinite or too large values")
+    for key, limit in {"y": num_classes, "labels": num_classes, "split": 3}.items():
         array = found.get(key, np.zeros(n))
-        require(array.shape == (n,), f"{key} has shape {array.shape}, expected ({n},)")
-        require(((0 <= array) & (array < limit)).all(), f"{key} has values outside 0..{limit - 1}")
+        fits = array.shape == (n,) and ((0 <= array) & (array < limit)).all()
+        require(fits, f"{key} of shape {array.shape}: expected are {n} numbers from 0 to {limit - 1}")
     sums = weak_probs.sum(-1, keepdims=True)
     probs = (weak_probs >= 0).all() and np.allclose(sums, 1, atol=1e-3)
     require(probs, f"weak_probs are negative or sum to {sums.min():g}..{sums.max():g}, not to 1")
     found["weak_probs"] = weak_probs / sums  # what half precision left over
-
     rank = np.random.default_rng(seed).permutation(n)
     split = found.pop("split", np.digitize(rank / n, [0.7, 0.8]))
-    for part, name in enumerate(("train", "val", "test")):
-        require((split == part).any(), f"no sample in split {name}")
+    require(len(np.unique(split)) == 3, "a split has no sample")
     return {key: torch.from_numpy(array) for key, array in found.items()}, torch.from_numpy(split)

@@ -34,8 +34,8 @@ def draw_atlas(characters: str) -> torch.Tensor:
     return torch.from_numpy(atlas)
 
 
-def render(atlas, y, severity, generator) -> torch.Tensor:
-    """Characters y (N,) of an atlas at severity (N,) in [0, 1] as images (N, 1, 28, 28) in [0, 1].
+def render(characters: str, y, severity, generator) -> torch.Tensor:
+    """characters[y], y (N,), at severity () or (N,) in [0, 1] as images (N, 1, 28, 28) in [0, 1].
 
     At 0: a source typeface, turned by up to 15 degrees, scaled by .75 to 1.1, shifted by up to 2 pixels. With
     severity grow: the share of other typefaces, rotation (to 40 degrees), a second character reaching in
@@ -45,14 +45,15 @@ def render(atlas, y, severity, generator) -> torch.Tensor:
     def uniform(shape, low, high):
         return low + (high - low) * torch.rand(shape, generator=generator)
 
-    images = []
-    for characters, s in zip(y.split(2000), severity.split(2000)):  # in pieces, to keep memory small
-        n = len(characters)
+    atlas, images = draw_atlas(characters), []
+    severity = torch.as_tensor(severity, dtype=torch.float32).expand(len(y))
+    for character, s in zip(y.split(2000), severity.split(2000)):  # in pieces, to keep memory small
+        n = len(character)
         source = torch.randint(len(SOURCE_TYPEFACES), (n,), generator=generator)
         other = torch.randint(len(TYPEFACES), (n,), generator=generator)
         typeface = torch.where(uniform(n, 0, 1) < s, other, source)
         angle, size = uniform(n, -1, 1) * (15 + 25 * s), uniform(n, 0.75, 1.1)
-        image = paste(atlas[typeface, characters], angle, size, uniform((n, 2), -2, 2))
+        image = paste(atlas[typeface, character], angle, size, uniform((n, 2), -2, 2))
 
         neighbour = torch.randint(atlas.shape[1], (n,), generator=generator)
         direction = uniform(n, 0, 2 * math.pi)
@@ -149,16 +150,12 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.skip(x))
 
 
-def image_encoder(width: int) -> nn.Module:
-    """A residual CNN: images (N, 1, 28, 28) -> features (N, 16 * width): the last map averaged 2 x 2."""
+def residual_net(width: int, num_classes: int):
+    """Images (N, 1, 28, 28) -> features (N, 16 * width), the last map averaged 2 x 2 -> (N, C)."""
     stem, sizes = convolution(1, width, stride=2), ((1, 1, 1), (1, 2, 2), (2, 4, 2))
     blocks = [ResidualBlock(width * inputs, width * outputs, stride) for inputs, outputs, stride in sizes]
-    return nn.Sequential(*stem, nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-
-
-def residual_net(width: int, num_classes: int):
-    """image_encoder with a linear layer on top."""
-    return nn.Sequential(*image_encoder(width), nn.Linear(16 * width, num_classes))
+    last = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_classes)
+    return nn.Sequential(*stem, nn.ReLU(), *blocks, *last)
 
 
 def normalize():

@@ -53,20 +53,19 @@ SETTINGS = {  # by the task's name, without a rate of noise
 }
 
 
-def noise_matrix(kind: str, rate: float, num_classes: int) -> torch.Tensor:
-    """Probability of each label (columns) given the true class (rows): (C, C). At `rate` a label is one
-    of the other classes, or if kind is "asymmetric" that of CONFUSED."""
+def setting_of(task: str) -> Setting | None:
+    return SETTINGS.get(task.rstrip("-.0123456789"))
+
+
+def noise_matrix(kind: str, rate: float) -> torch.Tensor:
+    """Probability of each label (columns) given the true digit (rows): (10, 10). At `rate` a label is one of
+    the other digits, or if kind is "asymmetric" that of CONFUSED."""
     if kind == "symmetric":
-        return torch.full((num_classes, num_classes), rate / (num_classes - 1)).fill_diagonal_(1 - rate)
-    matrix = torch.eye(num_classes)
+        return torch.full((10, 10), rate / 9).fill_diagonal_(1 - rate)
+    matrix = torch.eye(10)
     for true, other in CONFUSED.items():
         matrix[true, true], matrix[true, other] = 1 - rate, rate
     return matrix
-
-
-def corrupt(y: torch.Tensor, matrix: torch.Tensor, generator) -> torch.Tensor:
-    """Labels drawn for the true classes y (N,) -> (N,)."""
-    return torch.multinomial(matrix[y], 1, generator=generator)[:, 0]
 
 
 def draw_episodes(y: torch.Tensor, shots: int, episodes: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,12 +109,12 @@ def view(augmentation: str, teacher=None):
     from torchvision.transforms import v2  # here, as its import takes a second
 
     crops = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-    as_floats = v2.ToDtype(torch.float32, scale=True)
-    augment = {
-        "affine": v2.RandomAffine(10, translate=(0.07, 0.07), scale=(0.9, 1.1)),
-        "crops": v2.Compose([*crops, as_floats]),
-        "crops, AutoAugment, mixup": v2.Compose([*crops, v2.AutoAugment(), as_floats]),  # ImageNet's policy
+    steps = {
+        "affine": [v2.RandomAffine(10, translate=(0.07, 0.07), scale=(0.9, 1.1))],
+        "crops": crops,
+        "crops, AutoAugment, mixup": [*crops, v2.AutoAugment()],  # ImageNet's policy
     }[augmentation]
+    augment = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
     mix = v2.MixUp(alpha=0.1, num_classes=100) if "mixup" in augmentation else None
 
     def see(x, *rest):

@@ -12,41 +12,27 @@
 import importlib
 import os
 import sys
-import time
-from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from tasks.files import InputError
+from tasks.files import InputError, fingerprint
 
 SIDE = 64  # pixels of what a small network sees
 WORKERS = min(4, os.cpu_count())  # processes that read images
 
 
-def listing(domains: list[str], data_dir: str | None) -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
-    """data_dir/DOMAIN/CLASS/*.jpg -> {domain: its files and their classes}, and the names of the classes:
-    those that have images in every domain. InputError where there are fewer than two."""
+def photographs(domain: str, data_dir: str) -> list[tuple[str, str, str]]:
+    """data_dir/DOMAIN/CLASS/*.jpg -> (fingerprint, file, name of the class)."""
     from torchvision.datasets import ImageFolder  # here, as its import takes a second
 
-    if not data_dir:
-        raise InputError("no folder given: --data-dir names the one with DOMAIN/CLASS/*.jpg in it")
-    found = {}
-    for domain in domains:
-        try:
-            images = ImageFolder(Path(data_dir, domain), allow_empty=True)
-        except OSError:  # no such folder, or none in it
-            images = []
-        if not images:
-            raise InputError(f"no image in {Path(data_dir, domain)}/CLASS; --data-dir has DOMAIN/CLASS/*.jpg")
-        found[domain] = [(file, images.classes[i]) for file, i in images.samples]
-    classes = sorted(set.intersection(*({name for _, name in each} for each in found.values())))
-    if len(classes) < 2:
-        raise InputError(f"{', '.join(domains)} in {data_dir} share the classes {classes}; needed are two")
-    for domain, samples in found.items():
-        found[domain] = [(file, classes.index(name)) for file, name in samples if name in classes]
-    return found, classes
+    try:
+        images = ImageFolder(f"{data_dir}/{domain}", allow_empty=True)
+    except OSError as error:  # no such folder, or none in it
+        expected = "--data-dir names the folder with DOMAIN/CLASS/*.jpg"
+        raise InputError(f"no image in {data_dir}/{domain}/CLASS: {expected}") from error
+    return [(fingerprint(file), file, images.classes[i]) for file, i in images.samples]
 
 
 def own_module(name: str):
@@ -109,16 +95,14 @@ def features(name: str, network, transform, files: list[str], device: str, half:
     # Forked on macOS too, where else what the workers get would be pickled: a user's transform may not be.
     parallel = {"num_workers": WORKERS, "multiprocessing_context": "fork"}
     batches = torch.utils.data.DataLoader(files, 64, collate_fn=lambda b: torch.stack([*load(b)]), **parallel)
-    begun, parts = time.perf_counter(), []
+    parts = []
     try:
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half and "cuda" in device):
-            for batch in tqdm(batches, name, leave=False, disable=None):
+            for batch in tqdm(batches, name, disable=None):
                 out = network(batch.to(device))
                 if not torch.is_tensor(out) or len(out) != len(batch):
                     raise InputError(f"cannot use {name}: expected is a tensor with a row for each image")
                 parts.append((out if name == "pixels" else out.float()).flatten(1).cpu())
     except InputError as error:  # a worker's comes with its traceback, the message in the last line
         raise InputError(str(error).splitlines()[-1].removeprefix("tasks.files.InputError: ")) from error
-    speed = len(files) / (time.perf_counter() - begun)
-    print(f"{name}: {len(files)} images, {speed:.0f} a second", file=sys.stderr)
     return torch.cat(parts)

@@ -26,31 +26,14 @@ def complaint(name, folder=None):
     return str(error.value)
 
 
-NAMES = """mnist-usps usps-mnist hh-helpful-harmless text:books:kitchen-ware glyphs-distill
-glyphs-fewshot glyphs-transfer cifar100-distill cifar100-distill-vgg""".split()
-SPELLINGS = {
-    "glyphs-shift-0": "glyphs",
-    "glyphs-shift-0.40": "glyphs-shift",
-    "glyphs-noisy-asymmetric-.4": "glyphs-noisy-asymmetric-0.4",
-}
-UNKNOWN = "glyph glyphs-shift-1.5 usps-usps text:books text:a+:b glyphs-noisy-symmetric missing.npz".split()
-
-
-def test_a_task_has_one_name():
-    names = {name: name for name in [*data.EMBEDDED, *NAMES]} | SPELLINGS
-    assert {name: data.resolve(name).name for name in names} == names
-
-
-def test_a_domain_is_named_once():
-    with pytest.raises(data.InputError, match="names a domain twice"):
-        data.resolve("text:a+b:b")
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_unknown_names(name):
-    expected = "no file missing" if name.endswith("npz") else "known: glyphs, .*glyphs-noisy-symmetric-RATE"
-    with pytest.raises(data.InputError, match=expected):
-        data.resolve(name)
+def test_each_name_that_is_listed_is_known_and_has_one_spelling(npz):
+    listed = complaint("glyph").split("known: ")[1]
+    examples = {"FILE.npz": npz, "SOURCE[+SOURCE...]": "a-x+b", "SEVERITY": "0.3", "RATE": "0.2"}
+    for words, example in (examples | {"TARGET": "c/d", "DOMAIN": "e", "[": "", "]": ""}).items():
+        listed = listed.replace(words, example)
+    names = {name: name for name in [*data.EMBEDDED, *listed.split(", ")]}
+    names |= {"glyphs-shift-0": "glyphs", "glyphs-shift-0.40": "glyphs-shift"}
+    assert {name: data.resolve(name).name for name in names} == names and len(names) > 21
 
 
 def test_rendered_splits_are_disjoint_and_only_the_target_is_shifted(monkeypatch):
@@ -60,8 +43,8 @@ def test_rendered_splits_are_disjoint_and_only_the_target_is_shifted(monkeypatch
     assert len(torch.cat([split.x for split in splits_of(none)]).unique(dim=0)) == 700
     assert torch.equal(again.test.x, none.test.x) and not torch.equal(other.test.x, none.test.x)
     last = 0
-    for severity in (0.2, 0.8):
-        task = data.load(f"glyphs-shift-{severity}", 3)
+    for name, severity in (("glyphs-shift-0.2", 0.2), ("glyphs-shift", 0.4), ("glyphs-shift-0.8", 0.8)):
+        task = data.load(name, 3)
         x = task.test.x
         assert x.shape == (500, 1, 28, 28) and 0 <= x.min() and x.max() <= 1
         assert torch.equal(none.weak_train.x, task.weak_train.x) and torch.equal(none.test.y, task.test.y)
@@ -81,13 +64,11 @@ def test_stripes_go_with_the_class_in_the_source_only(monkeypatch):
 
 
 def test_typefaces(monkeypatch):
-    """The source domain has four of the sixteen, which draw every digit whole and in their own way."""
+    """The source domain has four of the sixteen, each of which draws in its own way."""
     atlas, seen, paste = images.draw_atlas(images.DIGITS), [], images.paste
-    assert atlas[..., [0, -1], :].max() == atlas[..., [0, -1]].max() == 0
-    assert all(len(atlas[:, digit].unique(dim=0)) == 16 for digit in range(10))
     monkeypatch.setattr(images, "paste", lambda glyphs, *rest: seen.append(glyphs) or paste(glyphs, *rest))
     y = torch.arange(10).repeat(30)
-    images.render(atlas, y, torch.zeros(300), torch.Generator().manual_seed(0))
+    images.render(images.DIGITS, y, 0, torch.Generator().manual_seed(0))
     used = [[i for i in range(16) if torch.equal(glyph, atlas[i, k])] for glyph, k in zip(seen[0], y)]
     assert {i for [i] in used} == {0, 1, 2, 3}
 
@@ -106,64 +87,49 @@ def test_framing_removes_position_scale_and_margin():
     assert (frames[2] - frames[0]).abs().mean() < 0.06
 
 
-def test_digit_splits_come_from_where_they_should(monkeypatch):
-    """Each image holds its own number; source and target, train and test start at other numbers."""
+@pytest.mark.parametrize("folder", [None, "given"])
+def test_digit_splits_come_from_where_they_should(monkeypatch, folder):
+    """The classes of source and target, train and test start at other numbers."""
 
-    def numbered(domain, folder):
-        starts = {"mnist": {"train": 0, "test": 20000}, "usps": {"train": 40000, "test": 60000}}[domain]
-        numbers = {split: torch.arange(start, start + 9000) for split, start in starts.items()}
-        return {split: (y.float().view(-1, 1, 1, 1), y) for split, y in numbers.items()}
+    def numbered(name, start):
+        def dataset(root, train, download):  # where no folder is given, images are downloaded
+            assert (str(root), download) == (folder or f"cache/downloads/{name}", not folder)
+            targets = torch.arange(90) + (start if train else start + 200)
+            return SimpleNamespace(data=np.full((90, 16, 16), 255, np.uint8), targets=targets)
 
-    monkeypatch.setattr(files, "labelled_images", numbered)
-    task = data.load("mnist-usps", 0)
-    for split, start, n in zip(splits_of(task), (0, 40000, 40000, 60000), (4000, 7000, 1000, 9000)):
-        assert len(split.y.unique()) == len(split.y) == n
-        assert start <= split.y.min() and split.y.max() < start + 9000
-        assert torch.equal(split.x.flatten().long(), split.y)
+        monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", dataset)
+
+    numbered("mnist", 0)
+    numbered("usps", 400)
+    monkeypatch.setattr(data, "SIZES", {"weak_train": 40, "strong_train": 70, "val": 10, "test": 20})
+    task = data.load("mnist-usps", 0, folder)
+    for split, start, n in zip(splits_of(task), (0, 400, 400, 600), (40, 70, 10, 90)):
+        assert len(split.y.unique()) == len(split.y) == n and split.x.shape == (n, 1, 28, 28)
+        assert start <= split.y.min() and split.y.max() < start + 90 and split.x.max() == 1
     assert not set(task.val.y.tolist()) & set(task.strong_train.y.tolist())
 
 
-def test_a_missing_folder_says_what_was_looked_for(tmp_path):
-    assert f"MNIST/raw/{{train,t10k}}-*-ubyte in {tmp_path} (" in complaint("mnist-usps", tmp_path)
-
-
-@pytest.mark.parametrize("folder", [None, "given"])
-def test_images_are_downloaded_where_no_folder_is_given(monkeypatch, folder):
-    def digits(root, train, download):
-        assert (str(root), download) == (folder or "cache/downloads/usps", not folder)
-        return SimpleNamespace(data=np.full((3, 16, 16), 255, dtype=np.uint8), targets=[0, 1, 2 + train])
-
-    monkeypatch.setattr("torchvision.datasets.USPS", digits)
-    parts = files.labelled_images("usps", folder)
-    assert [parts[split][1].tolist() for split in ("train", "test")] == [[0, 1, 3], [0, 1, 2]]
-    assert parts["train"][0].shape == (3, 1, 28, 28) and parts["train"][0].max() == 1
-
-
 def test_reviews_are_split_and_a_text_that_stands_twice_is_on_one_side(amazon):
-    task = data.load("text:books:kitchen", 0, str(amazon))
-    assert [len(split.y) for split in splits_of(task)] == [60, 42, 6, 12]
-    for split, domain in zip(splits_of(task), ["books", *["kitchen"] * 3]):
-        assert all(x.startswith(domain) and ("good" in x) == y for x, y in zip(split.x, split.y))
     loud = [{**row, "text": row["text"].upper() + "!"} for row in reviews("kitchen")]
     write_lines(amazon / "kitchen.jsonl.gz", [*reviews("kitchen"), *loud, *reviews("books")[:2]])
-    task = data.load("text:books:kitchen", 0, str(amazon))
-    texts = [{x.lower().strip("!") for x in split.x} for split in splits_of(task)]
-    assert len(set.union(*texts)) == sum(map(len, texts)) and len(texts[0]) == 58
+    write_lines(amazon / "books.jsonl", [*reviews("books"), {"text": "not in kitchen", "label": 2}])
+    splits = splits_of(data.load("text:books:kitchen", 0, str(amazon)))
+    for x, y, *_ in splits:
+        assert all(("good" in text.lower()) == label for text, label in zip(x, y))
+    texts = [{text.lower().strip("!") for text in split.x} for split in splits]
+    assert [*map(len, texts)] == [58, 44, 6, 12] and len(set.union(*texts)) == 120
+    assert all(text.startswith("books") for text in texts[0])
 
 
-@pytest.fixture
-def dialogues(tmp_path):
-    """Four pairs for each of 50 first human turns; two turns of the source are the target's too."""
+def test_first_human_turns_are_on_one_side_only(tmp_path):
+    """Four pairs for each of 50 turns; two turns of the source are the target's too."""
     for domain, turns in (("helpful-base", range(48, 100)), ("harmless-base", range(50))):
         starts = [f"\n\nHuman: turn {turn}\n\nAssistant: {{}} {i}" for i in range(4) for turn in turns]
         rows = [{word: start.format(word) for word in ("chosen", "rejected")} for start in starts]
-        write_lines(tmp_path / "hh" / domain / "train.jsonl.gz", rows[:100])
-        write_lines(tmp_path / "hh" / domain / "test.jsonl", rows[100:])
-    return tmp_path / "hh"
-
-
-def test_first_human_turns_are_on_one_side_only(dialogues):
-    task = data.load("hh-helpful-harmless", 0, str(dialogues))
+        write_lines(tmp_path / domain / "train.jsonl.gz", rows[:100])
+        write_lines(tmp_path / domain / "test.jsonl", rows[100:])
+        write_lines(tmp_path / domain / "test.jsonl.gz", rows)  # not read, as test.jsonl is there
+    task = data.load("hh-helpful-harmless", 0, str(tmp_path))
     splits = splits_of(task)
     assert [len(split.y) for split in splits] == [200, 140, 20, 40] and task.kind == "preference"
     turns = [{re.search(r"turn (\d+)", each)[1] for pair in split.x for each in pair} for split in splits]
@@ -183,14 +149,34 @@ def test_dialogues_are_fetched_where_no_folder_is_given(monkeypatch):
     assert complaint("hh-helpful-harmless").startswith("cannot fetch Anthropic/hh-rlhf: ")
 
 
+REFUSED = [
+    ("glyphs-shift-1.5", None, "known: glyphs, .*-symmetric-RATE"),
+    ("glyphs-noisy-symmetric", None, "known: glyphs, .*-symmetric-RATE"),
+    ("usps-usps", None, "known: glyphs, .*-symmetric-RATE"),
+    ("text:a+:b", None, "known: glyphs, .*-symmetric-RATE"),
+    ("text:a+b:b", None, "names a domain twice"),
+    ("folder:a:a", None, "names a domain twice"),
+    ("missing.npz", None, "no file missing.npz"),
+    ("text:a:b", None, "--data-dir"),
+    ("mnist-usps", "here", r"MNIST/raw/\{train,t10k\}-\*-ubyte in here: "),
+    ("hh-helpful-harmless", "here", r"no helpful-base/\*.jsonl\[.gz\] in here"),
+]
+
+
+@pytest.mark.parametrize("name, folder, message", REFUSED)
+def test_what_cannot_be_loaded_is_refused(name, folder, message):
+    assert re.search(message, complaint(name, folder))
+
+
 GOOD = b'{"text": "fine", "label": 1}\n{"text": "poor", "label": 0}\n'
 BAD_FILES = [
-    ("books.jsonl", GOOD + b"{", "books.jsonl, line 3: Expecting"),
+    ("books.jsonl", GOOD + b"{", "files/books.jsonl, line 3: Expecting"),
     ("books.jsonl", GOOD + b"\n\n[]", "line 5: expected is a field 'text', str"),  # empty lines count
-    ("books.jsonl", GOOD + b'{"text": "fine"}', "line 3: expected is a field 'label', int"),
-    ("books.jsonl", GOOD + b'{"text": "fine", "label": 3}', "books.jsonl has the labels [0, 1, 3];"),
-    ("books.jsonl", GOOD + b'{"text": "fine", "label": 2}', "source and target have different labels"),
-    ("unread.jsonl", b"", "no books.jsonl or books.jsonl.gz in files"),
+    ("books.jsonl", GOOD + b'{"text": "fine", "label": "1"}', "line 3: expected is a field 'label', int"),
+    ("books.jsonl", GOOD + b'{"text": " ", "label": 1}', "line 3: expected is a field 'text', str"),
+    ("books.jsonl", GOOD, "too few samples"),
+    ("books.jsonl", GOOD[:28], "share the classes [1]"),
+    ("cars.jsonl", GOOD, "no books.jsonl[.gz] in files"),
     ("books.jsonl.gz", gzip.compress(GOOD)[:-9], "files/books.jsonl.gz, line "),  # half a download
     ("books.jsonl.gz", b"no gzip", "files/books.jsonl.gz, line 0: "),
 ]
@@ -200,19 +186,12 @@ BAD_FILES = [
 def test_a_bad_line_or_file_is_named(amazon, name, content, message):
     (amazon / "books.jsonl").unlink()
     (amazon / name).write_bytes(content)
-    assert message in complaint("text:books:kitchen", "files")
-
-
-def test_too_few_samples_and_missing_folders(amazon):
-    write_lines(amazon / "kitchen.jsonl.gz", reviews("kitchen", 2))
-    assert "too few samples" in complaint("text:books:kitchen", amazon)
-    assert "--data-dir" in complaint("text:books:kitchen")
-    assert "no helpful-base/*.jsonl[.gz] in" in complaint("hh-helpful-harmless", amazon)
+    assert message in complaint("text:kitchen:books", "files")
 
 
 def test_npz_roundtrip_with_and_without_split(arrays, npz):
     task = data.load(npz, seed=0)
-    splits = [task.strong_train, task.val, task.test]
+    splits = splits_of(task)[1:]
     assert [len(split.y) for split in splits] == [280, 40, 80]
     assert (task.kind, task.num_classes, len(task.weak_models)) == ("features", 4, 3)
     assert len(torch.cat([split.x for split in splits]).unique(dim=0)) == 400
@@ -229,23 +208,23 @@ def test_npz_with_pairs_in_half_precision(arrays):
     np.savez("pairs.npz", x=np.ones((400, 2, 3)), weak_probs=pairs, y=arrays["y"] % 2)
     task = data.load("pairs.npz", 0)
     assert task.test.x.shape == (80, 2, 3) and task.kind == "preference"
-    sums = task.strong_train.weak_probs.sum(-1)
-    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
+    torch.testing.assert_close(task.test.weak_probs.sum(-1), torch.ones(80, 1), rtol=0, atol=1e-6)
 
 
 BAD_ARRAYS = [
-    ("weak_probs", None, "missing: weak_probs"),
+    ("weak_probs", None, "no array weak_probs"),
     ("x", lambda x: x[..., None], "x has shape"),
+    ("x", lambda x: x[1:], "x has shape"),
     ("x", lambda x: np.where(np.arange(6) == 2, np.nan, x), "x has NaN"),
-    ("x", lambda x: np.array([{}] * 400), "not an .npz file of plain arrays"),
-    ("x", lambda x: np.zeros((400, 2, 3)), "pairs"),
-    ("weak_probs", lambda q: q[1:], "weak_probs has shape"),
+    ("x", lambda x: np.array([{}] * 400), "no array x of float32: Object arrays"),
+    ("x", lambda x: np.zeros((400, 2, 3)), "x has shape .* pairs"),
+    ("weak_probs", lambda q: q[:, 0], "weak_probs has shape"),
     ("weak_probs", lambda q: q * 1.1, "not to 1"),
     ("weak_probs", lambda q: q + np.array([1, -1, 0, 0]), "negative"),
-    ("y", lambda y: y + 1, "y has values outside 0..3"),
-    ("y", lambda y: y * 1.0, "y has type float64, expected int64"),
-    ("y", lambda y: y[1:], "y has shape"),
-    ("split", lambda _: np.zeros(400, dtype=int), "no sample in split val"),
+    ("y", lambda y: y + 1, "y of shape .*expected are 400 numbers from 0 to 3"),
+    ("y", lambda y: y * 1.0, "no array y of int64: Cannot cast"),
+    ("y", lambda y: y[1:], "y of shape"),
+    ("split", lambda _: np.zeros(400, dtype=int), "a split has no sample"),
 ]
 
 
