@@ -254,10 +254,9 @@ def real(name: str, seed: int, data_dir: str | None) -> Task:
 
 def load_npz(name: str, seed: int, _) -> Task:
     """A task from a FILE.npz: tasks/files.py says what is in it."""
-    arrays, part = files.arrays(name, seed)
-    splits = [Split(**{key: array[part == i] for key, array in arrays.items()}) for i in range(3)]
-    _, num_weak, num_classes = arrays["weak_probs"].shape
-    kind = "preference" if arrays["x"].dim() == 3 else "features"
+    splits = [Split(**arrays) for arrays in files.arrays(name, seed)]
+    _, num_weak, num_classes = splits[0].weak_probs.shape
+    kind = "preference" if splits[0].x.dim() == 3 else "features"
     return Task(kind, num_classes, None, *splits, "given", [f"weak model {m + 1}" for m in range(num_weak)])
 
 

@@ -95,15 +95,11 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
 
 def read_json_lines(data_dir: str, names: str, fields: dict[str, type]) -> list[dict]:
     """The rows of JSON-lines files, plain or .gz. InputError names file and line where a field is missing."""
-    found = {
-        file.removesuffix(".gz"): file  # of two versions of a file the plain one
-        for end in (".gz", "")
-        for file in glob.glob(f"{glob.escape(data_dir)}/{names}{end}")
-    }
+    found = [file for end in ("", ".gz") for file in glob.glob(f"{glob.escape(data_dir)}/{names}{end}")]
     if not found:
         raise InputError(f"no {names}[.gz] in {data_dir}: --data-dir names the folder")
     rows = []
-    with fileinput.FileInput(sorted(found.values()), mode="rb", openhook=fileinput.hook_compressed) as lines:
+    with fileinput.FileInput(sorted(found), mode="rb", openhook=fileinput.hook_compressed) as lines:
         try:
             for line in filter(bytes.strip, lines):
                 rows.append(row := json.loads(line))
@@ -116,8 +112,8 @@ def read_json_lines(data_dir: str, names: str, fields: dict[str, type]) -> list[
     return rows
 
 
-def arrays(path: str, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The arrays of an .npz file, read without pickle, and the split (N,) of each sample.
+def arrays(path: str, seed: int) -> list[dict[str, torch.Tensor]]:
+    """The arrays of an .npz file, read without pickle, of its three splits.
 
     x           (N, D) features, or (N, 2, D) of a pair of responses, of which class y is the better
     weak_probs  (N, M, C) soft labels of M weak models
@@ -157,4 +153,4 @@ def arrays(path: str, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]
     rank = np.random.default_rng(seed).permutation(n)
     split = found.pop("split", np.digitize(rank / n, [0.7, 0.8]))
     require(len(np.unique(split)) == 3, "a split has no sample")
-    return {key: torch.from_numpy(array) for key, array in found.items()}, torch.from_numpy(split)
+    return [{key: torch.from_numpy(array[split == i]) for key, array in found.items()} for i in range(3)]

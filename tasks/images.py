@@ -176,13 +176,11 @@ def resnet(depth: int, num_classes: int):
 
 def vgg(convolutions: int, num_classes: int):
     """VGG8 and VGG13: five stages of 1 or 2 convolutions, the first three halved, the last averaged."""
-    layers, inputs = [normalize()], 3
-    for stage, channels in enumerate((64, 128, 256, 512, 512)):
-        for _ in range(convolutions):
-            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
-            inputs = channels
-        layers += [nn.MaxPool2d(2)] if stage < 3 else []
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+    from torchvision.models.vgg import make_layers
+
+    stages = [[width] * convolutions + ["M"] * (width < 512) for width in (64, 128, 256, 512, 512)]
+    layers = normalize(), *make_layers(sum(stages, []), batch_norm=True), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, num_classes))
 
 
 # Whole networks by name, num_classes -> network; [:-1] are its features, [-1] is linear.

@@ -128,7 +128,6 @@ def test_first_human_turns_are_on_one_side_only(tmp_path):
         rows = [{word: start.format(word) for word in ("chosen", "rejected")} for start in starts]
         write_lines(tmp_path / domain / "train.jsonl.gz", rows[:100])
         write_lines(tmp_path / domain / "test.jsonl", rows[100:])
-        write_lines(tmp_path / domain / "test.jsonl.gz", rows)  # not read, as test.jsonl is there
     task = data.load("hh-helpful-harmless", 0, str(tmp_path))
     splits = splits_of(task)
     assert [len(split.y) for split in splits] == [200, 140, 20, 40] and task.kind == "preference"
