@@ -55,7 +55,7 @@ def labelled_images(name: str, data_dir: str | None) -> dict[str, tuple[torch.Te
         "usps": (datasets.USPS, "usps.bz2 and usps.t.bz2"),
         "cifar100": (datasets.CIFAR100, "cifar-100-python/{train,test,meta}"),
     }[name]
-    folder, found = Path(data_dir) if data_dir else DOWNLOADS / name, {}
+    folder, found = data_dir or DOWNLOADS / name, {}
     for part in ("train", "test"):
         try:
             read = dataset(folder, part == "train", download=not data_dir)
@@ -122,13 +122,13 @@ def arrays(path: str, seed: int) -> list[dict[str, torch.Tensor]]:
     split       (N,) optional: 0 train, 1 val, 2 test; without it 70/10/20 % at random, by the seed
     """
     types = {"x": "float32", "weak_probs": "float32", "y": "int64", "split": "int64", "labels": "int64"}
-    found, key = {}, ""
+    found, key = {}, "x"
     try:
         with np.load(path, allow_pickle=False) as file:
             for key in [key for key in types if key in file or key in ("x", "weak_probs", "y")]:
                 found[key] = file[key].astype(types[key], casting="same_kind")
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
-        raise InputError(f"{path}: no array {key or list(types)} of {types.get(key)}: {error}") from error
+        raise InputError(f"{path}: no array {key} of {types[key]}: {error}") from error
     x, weak_probs = found["x"], found["weak_probs"]
 
     def require(condition, message):
