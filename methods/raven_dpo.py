@@ -36,22 +36,18 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 
-def response_log_probs(logits, tokens, response, cross_entropy=F.cross_entropy) -> torch.Tensor:
-    """log pi(response | prompt), in nats, the sum over the response's tokens: prompt and padding never count.
+def log_probs(policy, tokens, response, cross_entropy=F.cross_entropy) -> torch.Tensor:
+    """log pi(response | prompt), in nats, sums over the responses' tokens: prompt and padding never count.
 
-    logits (N, L, V) of what follows each of the tokens (N, L); response bool (N, L), False at 0 -> (N,)."""
-    own = logits[:, :-1][response[:, 1:]]  # (K, V), what predicts the K tokens of all responses
-    own = own.to(torch.promote_types(own.dtype, torch.float32))
-    log_probs = -cross_entropy(own, tokens[response], reduction="none")
-    return log_probs.new_zeros(response.shape).masked_scatter(response, log_probs).sum(1)
-
-
-def log_probs_of_pairs(policy, tokens, response, cross_entropy=F.cross_entropy) -> torch.Tensor:
-    """The same of pairs of responses, read by the policy: tokens and response (N, 2, L) -> (N, 2)."""
+    policy: a module, tokens (N, L) -> logits (N, L, V) of what follows each; tokens and response of pairs
+    (N, 2, L), response bool, False at 0 -> (N, 2). Half types are computed in float32."""
     tokens, response = tokens.flatten(0, 1), response.flatten(0, 1)
-    length = response.shape[1] - int(response.any(0).flip(0).int().argmax())  # without mere padding
+    length = 1 + response.any(0).nonzero().max()  # without mere padding
     tokens, response = tokens[:, :length], response[:, :length]
-    return response_log_probs(policy(tokens), tokens, response, cross_entropy).view(-1, 2)
+    own = policy(tokens)[:, :-1][response[:, 1:]]  # (K, V), what predicts the K tokens of all responses
+    own = own.to(torch.promote_types(own.dtype, torch.float32))
+    found = -cross_entropy(own, tokens[response], reduction="none")
+    return found.new_zeros(response.shape).masked_scatter(response, found).sum(1).view(-1, 2)
 
 
 def unanimous(rewards: torch.Tensor) -> torch.Tensor:
@@ -66,12 +62,12 @@ def chosen_first(log_ratios: torch.Tensor, combined: torch.Tensor) -> tuple[torc
     return log_ratios.gather(1, order), combined.gather(1, order)
 
 
-def dpo_loss(log_ratios, rewards, weights, keep, beta: float) -> torch.Tensor:
-    """-log sigmoid(beta (l_c - l_r)), the mean over all N, of which `keep` counts. No gradient to weights.
+def dpo_loss(log_ratios, rewards, weights, beta: float) -> torch.Tensor:
+    """-log sigmoid(beta (l_c - l_r)), the mean over all N, of which easy ones count. No gradient to weights.
 
-    log_ratios (N, 2); rewards (N, 2, M); weights (M,); keep bool (N,) -> scalar, in nats."""
+    log_ratios (N, 2); rewards (N, 2, M); weights (M,) -> scalar, in nats."""
     ratios, _ = chosen_first(log_ratios, rewards @ weights)
-    return (keep * -F.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))).mean()
+    return (unanimous(rewards) * -F.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1]))).mean()
 
 
 def dpo_r_loss(log_ratios, rewards, weights, form: str = "paper") -> torch.Tensor:
@@ -101,37 +97,34 @@ def train_policy(
     policy: a module, tokens (N, L) -> logits (N, L, V), in eval mode; pairs: tokens and response, (N, 2, L)
     each; rewards (N, 2, M); schedule: of the learning rate, stepped after every batch; seed: of the order of
     pairs; easy_phase: share of the steps, 1 is plain DPO; micro_batch: pairs the policy reads at a time."""
-    generator, keep, history = torch.Generator().manual_seed(seed), unanimous(rewards), []
+    generator, history = torch.Generator().manual_seed(seed), []
     weights = torch.full_like(rewards[0, 0], 1 / rewards.shape[-1]).requires_grad_()
-    steps = epochs * -(-len(rewards) // batch_size)
+    orders = (torch.randperm(len(rewards), generator=generator).to(rewards.device) for _ in range(epochs))
+    batches = [batch for order in orders for batch in order.split(batch_size)]
     with torch.no_grad():
         parts = zip(*(part.split(micro_batch) for part in pairs))
-        reference = torch.cat([log_probs_of_pairs(policy, *part) for part in parts])
-    for epoch in tqdm(range(epochs), "raven_dpo", leave=False, disable=None):
-        order = torch.randperm(len(rewards), generator=generator).to(rewards.device)
-        for step, batch in enumerate(order.split(batch_size), start=epoch * steps // epochs):
-            in_easy_phase, ratios = step < easy_phase * steps, []
-            optimizer.zero_grad()
-            for part in batch.split(micro_batch):
-                tokens, response = (each[part] for each in pairs)
-                log_ratios = log_probs_of_pairs(policy, tokens, response, cross_entropy) - reference[part]
-                if in_easy_phase:
-                    loss = dpo_loss(log_ratios, rewards[part], weights.detach(), keep[part], beta)
-                else:
-                    loss = dpo_r_loss(log_ratios, rewards[part], weights, form)
-                (loss * len(part) / len(batch)).backward()
-                ratios.append(log_ratios.detach())
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                ratios, _ = chosen_first(torch.cat(ratios), rewards[batch] @ weights)
-                if not in_easy_phase:
-                    weights.copy_(project(weights - weight_lr * weights.grad))
-            weights.grad = None
-            if step % 10 == 0 or step == steps - 1:
-                state = {"step": step, "weights": weights.tolist()}
-                history.append(state | dict(zip(("chosen", "rejected"), ratios.mean(0).tolist())))
-    optimizer.zero_grad()  # frees the gradients
+        reference = torch.cat([log_probs(policy, *part) for part in parts])
+    for step, batch in enumerate(tqdm(batches, "raven_dpo", leave=False, disable=None)):
+        in_easy_phase, ratios = step < easy_phase * len(batches), []
+        for part in batch.split(micro_batch):
+            log_ratios = log_probs(policy, *(each[part] for each in pairs), cross_entropy) - reference[part]
+            if in_easy_phase:
+                loss = dpo_loss(log_ratios, rewards[part], weights.detach(), beta)
+            else:
+                loss = dpo_r_loss(log_ratios, rewards[part], weights, form)
+            (loss * len(part) / len(batch)).backward()
+            ratios.append(log_ratios.detach())
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        with torch.no_grad():
+            ratios, _ = chosen_first(torch.cat(ratios), rewards[batch] @ weights)
+            if not in_easy_phase:
+                weights.copy_(project(weights - weight_lr * weights.grad))
+        weights.grad = None
+        if step % 10 == 0 or step == len(batches) - 1:
+            state = {"step": step, "weights": weights.tolist()}
+            history.append(state | dict(zip(("chosen", "rejected"), ratios.mean(0).tolist())))
     return history
 
 
@@ -145,7 +138,7 @@ def main(argv=None) -> None:
 
     parser = evaluate.flags(__file__, __doc__)
     # Chosen on validation prompts: results/README.md, "How the defaults were chosen".
-    parser.set_defaults(task=alignment.TASKS[:1], steps=189, lr=1e-4, ceiling_lr=2e-4, batch_size=32)
+    parser.set_defaults(task=["reviews-dpo"], steps=189, lr=1e-4, ceiling_lr=2e-4, batch_size=32)
     add, number = parser.add_argument, evaluate.number
     add("--supervision", choices=["one", "mean", "raven", "gold"], default="raven", help="who prefers")
     add("--form", choices=["paper", "code"], default="paper", help="of the loss of DPO-R")
@@ -156,7 +149,7 @@ def main(argv=None) -> None:
     add("--easy-phase", type=number(float, 0, 1), default=0.5, help="share of the steps; paper: .1, .2, .5")
     add("--weight-lr", type=number(float, 0), default=0.1, help="eta_W; the paper searches 1e-6 to 1e-3")
     for known, args, identity in evaluate.missing(parser, argv, alignment.resolve):
-        task = alignment.prepare(known.name, args)
+        task = known.load(args)
         own = {key: getattr(args, key) for key in ("weight_lr", "beta", "form", "micro_batch")}
         own["easy_phase"] = args.easy_phase if args.supervision == "raven" else 1.0  # plain DPO
         own |= {"cross_entropy": torch.compile(F.cross_entropy)} if evaluate.compile_wanted(args) else {}

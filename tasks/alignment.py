@@ -11,12 +11,12 @@ and the numbers `end` (the token after a response), `longest` (response, in toke
 """
 
 import copy
+import itertools
 import json
 import math
 import random
 import re
 import time
-from collections import namedtuple
 from collections.abc import Callable
 from statistics import mean
 from typing import NamedTuple
@@ -29,27 +29,20 @@ from tqdm import tqdm
 import data
 import models
 import store
+import teachers
 from tasks import text
 
-TASKS = ["reviews-dpo", "hh-helpful-harmless"]
 NUM_TEST, NUM_VAL = 600, 280  # prompts; of reviews-dpo 2,000 are left for training
 SOURCE_PAIRS = 200  # of its own domain, labelled, for each reward model of reviews-dpo
 # Of sampling for the scores, before and after training: far from the seeds of runs, which sample the pairs.
 SCORE_SEEDS = {"val": (1_000_001, 1_000_002), "test": (1_000_003, 1_000_004)}
 
 
-class Sequences(NamedTuple):
-    """Prompts with their responses: (N, L) each, (N, 2, L) for pairs of responses."""
-
-    tokens: torch.Tensor  # int64
-    response: torch.Tensor  # bool: True on the response and the end-of-text token after it
-
-
 class Alignment(NamedTuple):
     """A policy, pairs of responses in the target domain, and who judges them."""
 
     policy: nn.Module  # before training
-    pairs: Sequences  # (N, 2, L)
+    pairs: tuple[torch.Tensor, torch.Tensor]  # tokens and response as of `sample`, but (N, 2, L)
     rewards: torch.Tensor  # (N, 2, M), by M reward models
     gold: torch.Tensor  # (N, 2), the truth
     reward_models: list[str]  # their M names
@@ -57,140 +50,102 @@ class Alignment(NamedTuple):
     judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,) bool
 
 
-# What a policy writes for N held-out prompts: Sequences, gold reward (N,), bool (N,).
-Responses = namedtuple("Responses", "sequences gold well_formed")
-
-
-def resolve(task: str) -> data.Known:
-    """Raises data.InputError on a task that is not known."""
-    if task not in TASKS:
-        raise data.InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-    return data.Known(task, None, {}, "policy", has_files=task.startswith("hh"))
-
-
-def prepare(name: str, args) -> Alignment:
-    """args: the flags, and a seed, which draws the pairs and what the reward models learn from."""
-    if name == "reviews-dpo":
-        if args.policy or args.data_dir or args.lora:
-            raise data.InputError(f"{name} has a policy of its own: without --policy, --data-dir, --lora")
-        return reviews(args.seed, args.device, args.encoder_steps)
-    if not args.policy:
-        raise data.InputError(f"{name} needs a Hugging Face causal model: --policy NAME or folder")
-    return dialogues(args.seed, args.data_dir, args.device, args.policy, args.lora)
-
-
-# ------------------------------------------------------------------------------------------------- sequences
-
-
-def collate(prompts: list[list[int]], responses: list[list[int]]) -> Sequences:
-    """N prompts and N responses as token numbers -> padded on the right with 0."""
+def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """N prompts and N responses as token numbers -> both as tokens (N, L), padded on the right with 0, and
+    which of them are the response's, bool (N, L)."""
     rows = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses)]
     masks = [torch.arange(len(row)) >= len(prompt) for row, prompt in zip(rows, prompts)]
     pad = nn.utils.rnn.pad_sequence
-    return Sequences(pad(rows, batch_first=True), pad(masks, batch_first=True))
+    return pad(rows, batch_first=True), pad(masks, batch_first=True)
 
 
 @torch.no_grad()
-def sample(policy: nn.Module, prompts: list[str], seed: int) -> Sequences:
-    """A response to each of N prompts, at temperature 1; the seed fixes them."""
+def sample(policy: nn.Module, prompts: list[str], seed: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """A response to each of N prompts, at temperature 1, with the token that ends it; the seed fixes them ->
+    tokens and response as of `collate`, and the responses in words."""
     ids, responses = [policy.prompt_ids(prompt) for prompt in prompts], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(ids), policy.write_batch), "sampling", disable=None, leave=False):
             written = [row[: policy.longest] for row in policy.write(ids[start : start + policy.write_batch])]
             responses += [row[: (row + [policy.end]).index(policy.end) + 1] for row in written]
-    return collate(ids, responses)
+    return *collate(ids, responses), list(map(policy.decode, responses))
 
 
-def texts(policy: nn.Module, sequences: Sequences) -> list[str]:
-    """The N responses in words."""
-    return [policy.decode(row[own].tolist()) for row, own in zip(sequences.tokens, sequences.response)]
-
-
-def respond(policy: nn.Module, task: Alignment, split: str, trained: bool) -> Responses:
-    """What the policy, trained or not, writes for the "val" or "test" prompts, and its worth."""
+@torch.no_grad()
+def respond(policy: nn.Module, task: Alignment, split: str, before: dict | None = None) -> dict:
+    """What the policy writes for the N "val" or "test" prompts, as {name: float64}. Of each response (N,):
+    gold reward, length in tokens, whether it is well-formed. After training, of which `before` is what was
+    returned before: whether the gold reward is higher (1) or the same (1/2); and of each of all tokens (K,)
+    the KL to the policy before, in nats."""
     prompts = task.prompts[split]
-    sequences = sample(policy, prompts, SCORE_SEEDS[split][trained])
-    return Responses(sequences, *task.judge(prompts, texts(policy, sequences)))
+    tokens, response, words = sample(policy, prompts, SCORE_SEEDS[split][before is not None])
+    gold, well_formed = task.judge(prompts, words)
+    measured = {"gold_reward": gold.double(), "length": response.sum(1), "well_formed": well_formed}
+    if before:
+        won = torch.heaviside(measured["gold_reward"] - before["gold_reward"], torch.tensor(0.5).double())
+        batches = zip(*(part.to(task.gold.device).split(policy.read_batch) for part in (tokens, response)))
+        kl = torch.cat([token_kl(policy(x), task.policy(x), own) for x, own in batches])
+        measured |= {"win_rate": won, "kl": kl}
+    return {name: each.double() for name, each in measured.items()}
 
 
 def token_kl(logits: torch.Tensor, reference_logits: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """KL(pi || ref) in nats at each of the K tokens that pi wrote: logits (N, L, V), bool (N, L) -> (K,)."""
     own = (each[:, :-1][response[:, 1:]] for each in (logits, reference_logits))
-    log_p, log_q = (each.to(torch.promote_types(each.dtype, torch.float32)).log_softmax(-1) for each in own)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    log_p, log_q = (each.log_softmax(-1, dtype=torch.float32) for each in own)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
 
 
-@torch.no_grad()
-def score(task: Alignment, policy: nn.Module, before: Responses, split: str) -> dict:
-    """The figures of a row, of n held-out prompts. A win is a higher gold reward than before, a tie half a
-    win; win_interval is the half-width of its 95 % interval over prompts. kl is in nats per token, the mean
-    over the tokens that the trained policy wrote."""
-    after, figures = respond(policy, task, split, True), {"n_test": len(before.gold)}
-    for suffix, responses in (("_before", before), ("", after)):
-        figures["gold_reward" + suffix] = responses.gold.double().mean().item()
-        figures["length" + suffix] = responses.sequences.response.double().sum(1).mean().item()  # in tokens
-        figures["well_formed" + suffix] = responses.well_formed.double().mean().item()
-    wins = (after.gold > before.gold).double() + 0.5 * (after.gold == before.gold)
-    figures |= {"win_rate": wins.mean().item(), "win_interval": 1.96 * wins.std().item() / len(wins) ** 0.5}
-    batches = zip(*(part.to(task.rewards.device).split(policy.read_batch) for part in after.sequences))
-    kl = [token_kl(policy(tokens), task.policy(tokens), response) for tokens, response in batches]
-    return figures | {"kl": torch.cat(kl).double().mean().item()}
+def score(task: Alignment, policy: nn.Module, before: dict[str, dict]) -> dict[str, float]:
+    """The figures of a trained policy: means over test prompts, kl over their tokens; win_interval is the
+    half-width of the 95 % interval over prompts. before: what `respond` said of "val" and "test"."""
+    val, test = (respond(policy, task, split, before[split]) for split in ("val", "test"))
+    interval = 1.96 * test["win_rate"].std().item() / len(test["win_rate"]) ** 0.5
+    figures = {"win_interval": interval, "val": val["win_rate"].mean().item()}
+    return figures | {name: each.mean().item() for name, each in test.items()}
 
 
 def report(task: Alignment, args, identity: dict, train: Callable, own: dict, easy: torch.Tensor) -> None:
-    """Trains a policy, or with --supervision one three, scores, prints and saves the row. `train` is a
-    train_policy, `own` are its own arguments; easy bool (N,): pairs that all reward models rank alike."""
+    """Trains a policy, or with --supervision one three, scores, prints and saves the row, of means over
+    them. `train` is a train_policy, `own` are its own arguments; easy bool (N,): pairs that all reward models
+    rank alike."""
     rewards, gold = task.rewards, task.gold[..., None]
     judges = {"one": rewards.split(1, -1), "mean": [rewards.mean(-1, keepdim=True)]}
     judges |= {"raven": [rewards], "gold": [gold]}
-    before, results = {split: respond(task.policy, task, split, False) for split in SCORE_SEEDS}, []
+    lr = args.ceiling_lr if args.supervision == "gold" else args.lr
+    per_epoch = math.ceil(len(rewards) / args.batch_size)
+    epochs = math.ceil(args.steps / per_epoch)
+    before, results = {split: respond(task.policy, task, split) for split in SCORE_SEEDS}, []
+    frozen = {id(each): each for each in task.policy.parameters() if not each.requires_grad}
     for judge in judges[args.supervision]:
-        begun, frozen = time.perf_counter(), [p for p in task.policy.parameters() if not p.requires_grad]
-        policy = copy.deepcopy(task.policy, {id(each): each for each in frozen})  # which both share
-        lr = args.ceiling_lr if args.supervision == "gold" else args.lr
-        optimizer = torch.optim.Adam(policy.parameters(), lr)
-        per_epoch = math.ceil(len(judge) / args.batch_size)
-        epochs = math.ceil(args.steps / per_epoch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+        begun, policy = time.perf_counter(), copy.deepcopy(task.policy, {**frozen})  # which both share
+        optimizer, schedule = models.make_optimizer("adam", policy, lr, epochs * per_epoch)
         recipe = (epochs, optimizer, schedule, args.batch_size, args.seed)
         history = train(policy, task.pairs, judge, *recipe, **own)
         seconds = round(time.perf_counter() - begun, 2)
         if not all(weight.isfinite().all() for weight in policy.parameters()):
             raise data.InputError("training diverged: lower --lr")
-        result = {"weights": history[-1]["weights"], "history": history, "seconds": seconds}
-        result["val"] = score(task, policy, before["val"], "val")["win_rate"]
-        results.append(score(task, policy, before["test"], "test") | result)
+        results.append(score(task, policy, before) | {"seconds": seconds})
     correct = (rewards.argmax(1) == gold.argmax(1))[task.gold[:, 0] != task.gold[:, 1]].double()  # no ties
     row = {"kind": "policy", "setting": None, "reward_models": task.reward_models}
     row |= {"reward_accuracy": correct.mean(0).tolist(), "n_pairs": len(correct)}
-    row |= {"easy_fraction": easy.double().mean().item()}
-    # What chance makes of no training.
-    row |= {"win_rate_before": score(task, task.policy, before["test"], "test")["win_rate"]}
-    if len(results) > 1:
-        figures = [key for key, value in results[0].items() if isinstance(value, int | float)]
-        results = [{key: mean(each[key] for each in results) for key in figures} | {"policies": results}]
-    print(json.dumps(store.save_row(args.out, identity, row | results[0])), flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------- reviews
-
-# Of each product: its domain's name and aspects, all words of praise and all of blame.
-PRODUCTS = {
-    product: (domain, place.aspects, place.praise + text.PRAISE, place.blame + text.BLAME)
-    for domain, place in text.DOMAINS.items()
-    for product in place.products
-}
-JOINT, STATEMENT = r" (,|and|but) ", rf"(?:({'|'.join(text.NEGATIONS)}) )?(\w+) (\w+)"
+    row |= {"easy_fraction": easy.double().mean().item(), "n_test": len(task.prompts["test"])}
+    row |= {f"{name}_before": each.mean().item() for name, each in before["test"].items()}
+    row |= {"win_rate_before": score(task, task.policy, before)["win_rate"]}  # what chance makes of nothing
+    row |= {name: mean(each[name] for each in results) for name in results[0]}
+    if len(results) == 1:
+        row |= {"weights": history[-1]["weights"], "history": history}
+    print(json.dumps(store.save_row(args.out, identity, row)), flush=True)
 
 
 def all_prompts(domains: list[str]) -> list[str]:
     """Every product, aspect and (favourable) wish: "kettle lid solid :", "kettle lid not leaky :"."""
     found = []
-    for product, (domain, aspects, praise, blame) in PRODUCTS.items():
-        if domain in domains:
-            wishes = praise + [f"{no} {word}" for no in text.NEGATIONS for word in blame]
-            found += [f"{product} {aspect} {wish} :" for aspect in aspects for wish in wishes]
+    for place in map(text.DOMAINS.get, domains):
+        wishes = place.praise + text.PRAISE
+        wishes += [f"{no} {word}" for no in text.NEGATIONS for word in place.blame + text.BLAME]
+        found += map(" ".join, itertools.product(place.products, place.aspects, wishes, ":"))
     return found
 
 
@@ -204,14 +159,13 @@ def target_prompts() -> dict[str, list[str]]:
 def written(prompt: str, rng: random.Random) -> str:
     """A review by the generator, in any mood, whose first statement grants the wish or denies it:
     to "kettle lid not leaky :" it begins with "not leaky lid" or "leaky lid"."""
-    product, aspect, *negation, word, _ = prompt.split()
-    domain, _, praise, _ = PRODUCTS[product]
-    response = text.review([domain], rng)[0].split(" : ")[1]
-    first, joint, others = re.split(JOINT, response, maxsplit=1)
-    refused, said, _ = re.fullmatch(STATEMENT, first).groups()
-    if (said in praise) == bool(refused):  # not granted
+    aspect, *negation, word = prompt.split()[1:-1]
+    domain = text.domain(prompt)
+    said = text.review([domain], rng)[0].split()[2:]
+    refused = said[0] in text.NEGATIONS
+    if (said[refused] in text.DOMAINS[domain].praise + text.PRAISE) == refused:  # not granted
         negation = [] if negation else [rng.choice(text.NEGATIONS)]
-    return " ".join([*negation, word, aspect, joint, others])
+    return " ".join([*negation, word, aspect, *said[refused + 2 :]])
 
 
 def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
@@ -221,15 +175,16 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
     missing of seven; the reward is their mean. A well-formed statement is on an aspect of the product in a
     word of its domain, the first on the asked aspect in the word of the wish, and "and" or "but" before it is
     in its place."""
-    product, asked, *_, wish, _ = prompt.split()
-    _, aspects, praise, blame = PRODUCTS[product]
-    first, *others = re.split(JOINT, response.removesuffix(" ."))
+    asked, *_, wish = prompt.split()[1:-1]
+    place = text.DOMAINS[text.domain(prompt)]
+    praise, blame = place.praise + text.PRAISE, place.blame + text.BLAME
+    statement = rf"(?:({'|'.join(text.NEGATIONS)}) )?(\w+) (\w+)|.*"
+    parts = re.split(" (,|and|but) ", response.removesuffix(" ."))
     minds, sound = [], []
-    for joint, part in [(None, first), *zip(others[::2], others[1::2])]:
-        match = re.fullmatch(STATEMENT, part)
-        negation, word, aspect = match.groups() if match else (None, None, None)
+    for joint, part in zip([None, *parts[1::2]], parts[::2]):
+        negation, word, aspect = re.fullmatch(statement, part).groups()
         minds.append((word in praise) != bool(negation) if word in praise + blame else None)
-        on_topic = aspect in aspects if joint else (word, aspect) == (wish, asked)
+        on_topic = aspect in place.aspects if joint else (word, aspect) == (wish, asked)
         free = joint in (None, ",") or minds[-2] is None  # nothing to be joined to
         right_joint = free or (joint == "and") == (minds[-1] == minds[-2])
         sound.append(minds[-1] is not None and on_topic and right_joint)
@@ -239,22 +194,16 @@ def gold_reward(prompt: str, response: str) -> tuple[float, bool]:
 
 
 def judge_reviews(prompts: list[str], responses: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    rewards, well_formed = zip(*map(gold_reward, prompts, responses))
-    return torch.tensor(rewards), torch.tensor(well_formed)
+    """gold_reward of each, (N,) and (N,)."""
+    return torch.tensor(list(map(gold_reward, prompts, responses))).unbind(1)
 
 
-class ReviewPolicy(nn.Module):
-    """The causal transformer of tasks/text.py."""
-
+class ReviewPolicy(text.CausalTransformer):
     read_batch, write_batch = 300, 600
     end, longest = text.END, 40  # a well-formed response has up to 29 tokens
 
-    def __init__(self):
-        super().__init__()
-        self.network = text.CausalTransformer()
-
     def forward(self, tokens):
-        return self.network(tokens).transpose(1, 2)
+        return super().forward(tokens).transpose(1, 2)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return [text.BEGIN, *map(text.TOKENS.__getitem__, prompt.split())]
@@ -264,46 +213,37 @@ class ReviewPolicy(nn.Module):
 
     def write(self, prompts: list[list[int]]) -> list[list[int]]:
         """Samples token by token. Keys and values of the past are kept: the same logits as `forward`'s."""
-        prompt = collate(prompts, [[]] * len(prompts)).tokens.to(self.network.position.weight.device)
-        given, ended = F.pad(prompt, (0, self.longest)), torch.zeros_like(prompt[:, 0], dtype=torch.bool)
-        tokens, past = [prompt[:, 0]], [[] for _ in self.network.blocks]
-        for position in range(1, given.shape[1]):
-            logits = self.next(tokens[-1], position - 1, past)
-            drawn = torch.multinomial(logits.softmax(-1), 1)[:, 0].masked_fill(ended, text.PAD)
-            inside = given[:, position] != text.PAD  # where a longer prompt is still being read
-            tokens.append(torch.where(inside, given[:, position], drawn))
-            ended = ended | (tokens[-1] == text.END)
-            if ended.all():
+        rows = [torch.tensor(ids, device=self.position.weight.device) for ids in prompts]
+        tokens = F.pad(nn.utils.rnn.pad_sequence(rows, batch_first=True), (0, self.longest))
+        past = [[] for _ in self.blocks]
+        for i in range(1, tokens.shape[1]):
+            x = self.token(tokens[:, i - 1]) + self.position.weight[i - 1]
+            for block, seen in zip(self.blocks, past):
+                q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, 1, -1)).unbind(1)
+                seen[:] = [torch.cat(pair, dim=2) for pair in zip(seen, (k, v))] if seen else [k, v]
+                x = x + block.out(F.scaled_dot_product_attention(q, *seen).flatten(1))
+                x = x + block.mlp(block.norm2(x))
+            drawn = torch.multinomial(self.head(x).softmax(-1), 1)[:, 0]
+            tokens[:, i] = torch.where(tokens[:, i] == text.PAD, drawn, tokens[:, i])  # not a longer prompt
+            if (tokens == text.END).any(1).all():
                 break
-        return [row[len(own) :] for row, own in zip(torch.stack(tokens, 1).tolist(), prompts)]
-
-    def next(self, tokens, position, past):
-        """One token each (N,), and the keys and values of those before, to which it adds -> logits (N, V)."""
-        network = self.network
-        x = network.token(tokens) + network.position.weight[position]
-        for block, seen in zip(network.blocks, past):
-            q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, 1, -1)).unbind(1)
-            seen[:] = [k, v] if not seen else [torch.cat(pair, dim=2) for pair in zip(seen, (k, v))]
-            x = x + block.out(F.scaled_dot_product_attention(q, *seen).flatten(1))
-            x = x + block.mlp(block.norm2(x))
-        return network.head(x)
+        return [row[len(own) :] for row, own in zip(tokens.tolist(), prompts)]
 
 
 def fine_tune(steps: int, device: str) -> dict[str, torch.Tensor]:
     """Weights of the policy before alignment: the pretrained transformer, after reading prompts with reviews,
     of all domains and in any mood, without the held-out prompts."""
-    policy, rng = ReviewPolicy().to(device), random.Random("fine-tuning")
-    policy.network.load_state_dict(models.pretrained("transformer", steps, device))
+    model, rng = text.CausalTransformer().to(device), random.Random("fine-tuning")
+    model.load_state_dict(models.pretrained("transformer", steps, device))
     chosen = rng.choices(all_prompts(text.SOURCE) + target_prompts()["train"], k=steps * 3 // 2 * 32)
     tokens = text.encode([f"{prompt} {written(prompt, rng)}" for prompt in chosen]).to(device)
     following = tokens[:, 1:].masked_fill(tokens[:, 1:] == text.PAD, -100)  # which cross_entropy leaves out
-    recipe = {"epochs": 1, "lr": 3e-3, "batch_size": 32, "seed": 0}
-    models.fit(policy.network, tokens[:, :-1], following, progress="fine-tuning on prompts", **recipe)
-    return policy.state_dict()
+    recipe = {"epochs": 1, "lr": 3e-3, "batch_size": 32, "seed": 0, "progress": "fine-tuning on prompts"}
+    return models.fit(model, tokens[:, :-1], following, **recipe).state_dict()
 
 
-def reward_model(domain: str, seed: int, device: str) -> Callable:
-    """A bag of words, trained on pairs of reviews of one domain: N responses -> rewards (N,)."""
+def labelled_pairs(domain: str, seed: int) -> data.Split:
+    """Pairs of responses to a prompt of the domain, and which has the higher gold reward."""
     rng, known, pairs, y = random.Random(f"{domain} {seed}"), all_prompts([domain]), [], []
     while len(pairs) < SOURCE_PAIRS:
         prompt = rng.choice(known)
@@ -312,32 +252,31 @@ def reward_model(domain: str, seed: int, device: str) -> Callable:
         if a != b:
             pairs.append(pair)
             y.append(int(b > a))
-    model = text.BagOfWords(models.flat(pairs), False, 2, pairs=True).to(device)
-    x = models.unflat(model.encode(models.flat(pairs)), True).to(device)
-    models.fit(model, x, torch.tensor(y, device=device), epochs=20, lr=3e-3, batch_size=16, seed=seed)
-    return lambda responses: models.predict(model.bag, model.encode(responses).to(device))[:, 0]
+    return data.Split(pairs, torch.tensor(y))
 
 
 def sample_pairs(policy: ReviewPolicy, seed: int, device: str) -> list[torch.Tensor]:
     """Two responses to each training prompt: tokens, response (N, 2, L), rewards (N, 2, M), gold (N, 2)."""
     both = [prompt for prompt in target_prompts()["train"] for _ in range(2)]
-    sequences = sample(policy, both, seed)
-    responses = texts(policy, sequences)
-    rewards = [reward_model(domain, seed, device)(responses).cpu() for domain in text.SOURCE]
-    found = (*sequences, torch.stack(rewards, dim=1), judge_reviews(both, responses)[0])
-    return [each.unflatten(0, (-1, 2)) for each in found]
+    *sequences, words = sample(policy, both, seed)
+    known = {domain: labelled_pairs(domain, seed) for domain in text.SOURCE}
+    reward_models = teachers.text_weak_models(known, 2, seed, device).values()
+    pairs = list(zip(words[::2], words[1::2]))
+    rewards = torch.stack([reward(pairs).cpu() for reward in reward_models], dim=2)
+    gold, _ = judge_reviews(both, words)
+    tokens, response, gold = (part.unflatten(0, (-1, 2)) for part in (*sequences, gold))
+    return [tokens, response, rewards, gold]
 
 
-def reviews(seed: int, device: str, steps: int) -> Alignment:
-    policy, key = ReviewPolicy(), {"steps": steps, "device": device}
-    policy.load_state_dict(store.cached("policy", lambda: fine_tune(steps, device), **key))
+def reviews(args) -> Alignment:
+    if args.policy or args.data_dir or args.lora:
+        raise data.InputError("reviews-dpo has a policy of its own: without --policy, --data-dir, --lora")
+    policy, device, key = ReviewPolicy(), args.device, {"steps": args.encoder_steps, "device": args.device}
+    policy.load_state_dict(store.cached("fine-tuned", lambda: fine_tune(**key), **key))
     policy.to(device).eval()
-    found = store.cached("pairs", lambda: sample_pairs(policy, seed, device), seed=seed, **key)
+    found = store.cached("pairs", lambda: sample_pairs(policy, args.seed, device), seed=args.seed, **key)
     *pairs, rewards, gold = (each.to(device) for each in found)
-    return Alignment(policy, Sequences(*pairs), rewards, gold, text.SOURCE, target_prompts(), judge_reviews)
-
-
-# -------------------------------------------------------------------------------------------------- dialogues
+    return Alignment(policy, tuple(pairs), rewards, gold, text.SOURCE, target_prompts(), judge_reviews)
 
 
 class PretrainedPolicy(nn.Module):
@@ -359,12 +298,11 @@ class PretrainedPolicy(nn.Module):
                 raise data.InputError(f"--lora needs the package peft: pip install peft ({error})") from error
         self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
         self.end = self.tokenizer.eos_token_id
-        if self.end is None:
-            raise data.InputError(f"--policy {name}: its tokenizer has no end of text")
         dtype = torch.bfloat16 if lora else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(name).to(dtype).eval()
         # A checkpoint's own may bring repetition penalties and the like: samples of another distribution.
-        self.model.generation_config = GenerationConfig()
+        ends = {"max_new_tokens": self.longest, "eos_token_id": self.end, "pad_token_id": self.end}
+        self.model.generation_config = GenerationConfig(do_sample=True, top_k=0, **ends)
         if lora:
             config = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear")
             self.model = peft.get_peft_model(self.model, config).eval()
@@ -388,40 +326,38 @@ class PretrainedPolicy(nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def write(self, prompts: list[list[int]]) -> list[list[int]]:
-        longest, device = max(map(len, prompts)), self.model.device
-        padded = torch.tensor([[self.end] * (longest - len(ids)) + ids for ids in prompts], device=device)
-        real = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-        plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        ends = {"max_new_tokens": self.longest, "eos_token_id": self.end, "pad_token_id": self.end}
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return self.model.generate(padded, attention_mask=real, **plain, **ends)[:, longest:].tolist()
+        rows = [torch.tensor(ids, device=self.model.device) for ids in prompts]
+        parts = rows, [torch.ones_like(row) for row in rows]
+        tokens, real = (nn.utils.rnn.pad_sequence(part, True, padding_side="left") for part in parts)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
+            return self.model.generate(tokens, attention_mask=real)[:, tokens.shape[1] :].tolist()
 
 
 def reward_heads(features: torch.Tensor, targets: list[torch.Tensor], device: str) -> Callable:
     """M linear Bradley-Terry heads on frozen features. features (N, 2, D) of pairs; M targets (n,), each for
-    the first n pairs -> a function from features (K, D) to rewards (K, M)."""
-    std, mean = torch.std_mean(features.flatten(0, 1), dim=0)
-    x, heads = ((features - mean) / (std + 1e-6)).to(device), []
+    the first n pairs -> a function from features (..., D) to rewards (..., M)."""
+    std, mean = torch.std_mean(features, dim=(0, 1))
+    x, weights = ((features - mean) / (std + 1e-6)).to(device), []
     for y in targets:
         head = models.LinearHead(x.shape[-1], 2, pairs=True).to(device)
         models.fit(head, x[: len(y)], y.to(device), epochs=20, lr=1e-3, batch_size=128, seed=0)
-        heads.append(head.requires_grad_(False).cpu())
-    return lambda features: torch.cat([head((features - mean) / (std + 1e-6)) for head in heads], dim=1)
+        weights.append(head.weight.detach().cpu())
+    return lambda features: ((features - mean) / (std + 1e-6)) @ torch.cat(weights).T
 
 
-def dialogues(seed: int, folder, device: str, name: str, lora: int | None) -> Alignment:
+def dialogues(args) -> Alignment:
     """HH-RLHF. The reward models are heads on the policy's own frozen features, trained on pairs that say
     which answer is the more helpful: all; with 30 % of the labels replaced; a quarter. The policy's pairs and
     the truth about them are the data set's. A new response is judged by one more such head, trained on the
     target's labels: it shares its features, and so their errors, with the reward models. A base model goes on
     to write the next question: only what is before that is judged."""
-    task = data.load("hh-helpful-harmless", seed, folder)
-    own, known = (
-        models.unflat(models.read(name, models.flat(split.x), device), True)  # first: it may not be there
-        for split in (task.strong_train, task.weak_train)
-    )
-    policy, y = PretrainedPolicy(name, lora).to(device), task.weak_train.y
-    noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(seed))
+    if not (name := args.policy):
+        raise data.InputError("hh-helpful-harmless needs a causal model of Hugging Face: --policy")
+    task = data.load("hh-helpful-harmless", args.seed, args.data_dir)._replace(encoder=name)
+    splits, device = (task.strong_train, task.weak_train), args.device
+    own, known = (models.encode(task, split.x, 0, device) for split in splits)  # first: it may not be there
+    policy, y = PretrainedPolicy(name, args.lora).to(device), task.weak_train.y
+    noisy = models.noisy_labels(y, 2, torch.Generator().manual_seed(args.seed))
     reward = reward_heads(known, [y, noisy, y[: -(-len(y) // 4)]], device)
     truth = reward_heads(own, [task.strong_train.y], device)
 
@@ -437,9 +373,20 @@ def dialogues(seed: int, folder, device: str, name: str, lora: int | None) -> Al
 
     asked, answers = zip(*map(parts, models.flat(task.strong_train.x)))
     pairs = collate(list(map(policy.prompt_ids, asked)), list(map(policy.response_ids, asked, answers)))
-    pairs = Sequences(*(part.unflatten(0, (-1, 2)).to(device) for part in pairs))
+    pairs = tuple(models.unflat(part, True).to(device) for part in pairs)
     val, test = (list(dict.fromkeys(parts(a)[0] for a, _ in split.x)) for split in (task.val, task.test))
     prompts = {"val": val[:NUM_VAL], "test": test[:NUM_TEST]}
-    rewards = reward(own.flatten(0, 1)).unflatten(0, (-1, 2)).to(device)
     gold = F.one_hot(task.strong_train.y, 2).float().to(device)
-    return Alignment(policy, pairs, rewards, gold, ["all", "noisy", "few"], prompts, judge)
+    names = ["all", "noisy", "few"]
+    return Alignment(policy, pairs, reward(own).to(device), gold, names, prompts, judge)
+
+
+TASKS = {"reviews-dpo": reviews, "hh-helpful-harmless": dialogues}
+
+
+def resolve(task: str) -> data.Known:
+    """What loads it takes the flags and a seed, which draws the pairs and what the reward models learn from.
+    Raises data.InputError on a task that is not known."""
+    if task not in TASKS:
+        raise data.InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    return data.Known(task, TASKS[task], {}, "policy", has_files=task.startswith("hh"))

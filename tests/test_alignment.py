@@ -12,27 +12,18 @@ from conftest import run_script, write_lines
 
 import data
 import store
+import teachers
 from tasks import alignment, text
-
-# ------------------------------------------------------------------------------------ prompts and gold reward
-
-
-def test_prompts_name_product_aspect_and_a_favourable_wish():
-    found, place = alignment.all_prompts(["kitchen"]), text.DOMAINS["kitchen"]
-    assert len(found) == len(set(found)) == 3 * 5 * (16 + 3 * 16)
-    for product, aspect, *negation, word, end in map(str.split, found):
-        assert product in place.products and aspect in place.aspects and end == ":"
-        assert word in (place.blame + text.BLAME if negation else place.praise + text.PRAISE)
 
 
 def test_held_out_prompts_are_in_no_other_part_and_not_in_fine_tuning(monkeypatch):
     parts, seen, encode = alignment.target_prompts(), [], text.encode
     assert [len(parts[part]) for part in ("train", "val", "test")] == [2000, 280, 600]
-    assert len(set().union(*parts.values())) == 2880 and parts == alignment.target_prompts()
+    assert len(set().union(*parts.values())) == 2880 == 9 * 5 * (16 + 3 * 16)
     monkeypatch.setattr(text, "encode", lambda texts: seen.append(texts) or encode(texts))
-    alignment.fine_tune(8, "cpu")
+    alignment.fine_tune(2, "cpu")
     prompts = {f"{text.split(' :')[0]} :" for text in seen[-1]}
-    assert len(seen[-1]) == 12 * 32 and not prompts & {*parts["val"], *parts["test"]}
+    assert len(seen[-1]) == 3 * 32 and not prompts & {*parts["val"], *parts["test"]}
     assert prompts & {*parts["train"]} and prompts & {*alignment.all_prompts(text.SOURCE)}
 
 
@@ -48,7 +39,8 @@ def test_what_the_generator_writes_is_well_formed_and_means_its_verdict():
             verdict += -sign if part.split()[0] in text.NEGATIONS else sign
         assert alignment.gold_reward(prompt, response) == (pytest.approx(verdict / 7), True)
         first, negated = parts[0].split(), parts[0].split()[0] in text.NEGATIONS
-        assert first[-1] == aspect and first[-2] == wish[-1]
+        assert first[-1] == aspect in place.aspects and first[-2] == wish[-1]
+        assert wish[-1] in (place.blame + text.BLAME if wish[1:] else place.praise + text.PRAISE)
         assert first[:-1] == wish or negated != (wish[0] in text.NEGATIONS)
 
 
@@ -80,104 +72,80 @@ def test_gold_reward_by_hand(old, new, points, count, sound):
     assert found == (pytest.approx(points / max(7, count)), sound)
 
 
-# --------------------------------------------------------------------------------------------------- sampling
+@pytest.fixture
+def policy():
+    torch.manual_seed(0)
+    policy = alignment.ReviewPolicy()
+    policy.head[1].bias.data[text.END] = 2.0  # at random the end would come after 100 tokens or so
+    return policy
 
 
 PROMPTS = ["kettle lid solid :", "hotel pool not dirty :", "phone menu never bad :"] * 10
 
 
-@pytest.fixture(scope="module")
-def policy():
-    torch.manual_seed(0)
-    policy = alignment.ReviewPolicy().eval()
-    policy.network.head[1].bias.data[text.END] = 2.0  # at random the end would come after 100 tokens or so
-    return policy
-
-
-def test_sampling_is_fixed_by_the_seed(policy):
+def test_samples_are_prompt_then_response_then_padding_and_fixed_by_the_seed(policy):
     state = torch.get_rng_state()
-    first = alignment.sample(policy, PROMPTS, 5)
+    *sequences, words = alignment.sample(policy, PROMPTS, 5)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's draws change
-    torch.manual_seed(99)
-    again, other = alignment.sample(policy, PROMPTS, 5), alignment.sample(policy, PROMPTS, 6)
-    assert all(map(torch.equal, first, again)) and not torch.equal(first.response, other.response)
-
-
-def test_sampled_sequences_are_prompt_then_response_then_padding(policy):
-    sequences, ended = alignment.sample(policy, PROMPTS, 0), 0
-    for prompt, tokens, response in zip(PROMPTS, *sequences):
+    ended = 0
+    for prompt, tokens, response, said in zip(PROMPTS, *sequences, words, strict=True):
         ids, own = policy.prompt_ids(prompt), tokens[response].tolist()
         assert tokens.tolist() == [*ids, *own, *[0] * (len(tokens) - len(ids) - len(own))]
         assert response.nonzero()[0] == len(ids) and 0 < len(own) <= policy.longest
         assert text.END not in own[:-1] and (own[-1] == text.END or len(own) == policy.longest)
+        assert said == policy.decode(own)
         ended += own[-1] == text.END
     assert 0 < ended < len(PROMPTS)
-
-
-def test_one_token_at_a_time_gives_the_same_logits(policy):
-    tokens, past = alignment.sample(policy, PROMPTS, 0).tokens, [[] for _ in policy.network.blocks]
-    with torch.no_grad():
-        each = torch.stack([policy.next(tokens[:, i], i, past) for i in range(tokens.shape[1])], dim=1)
-        torch.testing.assert_close(each, policy(tokens), rtol=1e-4, atol=1e-4)
+    torch.manual_seed(99)
+    assert alignment.sample(policy, PROMPTS, 5)[2] == words != alignment.sample(policy, PROMPTS, 6)[2]
 
 
 def test_samples_follow_the_policy(policy, monkeypatch):
-    """The first token of 3,000 responses to the shorter of two prompts, against its probabilities."""
-    monkeypatch.setattr(policy, "longest", 1)
-    ids = policy.prompt_ids(PROMPTS[0])
-    first = alignment.sample(policy, PROMPTS[:2] * 3000, 0).tokens[::2, len(ids)]
+    """Nearly certain tokens are those of `forward`; the first tokens of 3,000 responses follow its odds."""
     with torch.no_grad():
-        expected = policy(torch.tensor([ids]))[0, -1].softmax(-1)
-    counts = first.bincount(minlength=len(expected)) / 3000
+        expected = policy(torch.tensor([policy.prompt_ids(PROMPTS[0])]))[0, -1].softmax(-1)
+        policy.head[1].weight *= 1e5
+        tokens, response, _ = alignment.sample(policy, PROMPTS[:3], 0)
+        likely = policy(tokens).argmax(-1)[:, :-1][response[:, 1:]]
+        assert (likely == tokens[response]).double().mean() > 0.98 and response.sum() > 30
+        policy.head[1].weight /= 1e5
+    monkeypatch.setattr(policy, "longest", 1)
+    tokens, response, _ = alignment.sample(policy, PROMPTS[:2] * 3000, 0)
+    counts = tokens[::2][response[::2]].bincount(minlength=len(expected)) / 3000
     assert (counts - expected).abs().max() < 4 * (expected.max() / 3000).sqrt()
 
 
-# --------------------------------------------------------------------------------------- pairs, reward models
-
-
 def prepare(task, seed=0, folder=None, policy=None):
-    given = {"data_dir": folder, "policy": policy, "device": "cpu", "encoder_steps": 10, "lora": None}
-    return alignment.prepare(task, Namespace(seed=seed, **given))
+    given = {"data_dir": folder, "policy": policy, "device": "cpu", "encoder_steps": 2, "lora": None}
+    return alignment.resolve(task).load(Namespace(seed=seed, **given))
 
 
 def test_pairs_of_the_task(monkeypatch, tmp_path):
     """Two responses to each training prompt; rewards and truth are of these texts; the seed decides."""
     known = alignment.target_prompts()
-    few = known | {"train": known["train"][:30]}
+    few = known | {"train": known["train"][:20]}
     monkeypatch.setattr(alignment, "target_prompts", lambda: few)
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    task, other, again = (prepare("reviews-dpo", seed) for seed in (0, 1, 0))  # again: out of the cache
+    task, other = (prepare("reviews-dpo", seed) for seed in (0, 1))
     both = [prompt for prompt in few["train"] for _ in range(2)]
-    sequences = alignment.Sequences(*(part.flatten(0, 1) for part in task.pairs))
-    for prompt, tokens, response in zip(both, *sequences, strict=True):
-        ids = task.policy.prompt_ids(prompt)
-        assert tokens[: len(ids)].tolist() == ids and not response[: len(ids)].any()
-    responses = alignment.texts(task.policy, sequences)
-    truth = [alignment.gold_reward(*each)[0] for each in zip(both, responses)]
+    *sequences, words = alignment.sample(task.policy, both, 0)
+    assert all(torch.equal(found.flatten(0, 1), part) for found, part in zip(task.pairs, sequences))
+    truth = [alignment.gold_reward(*each)[0] for each in zip(both, words)]
     assert task.gold.flatten().tolist() == pytest.approx(truth)
-    for domain, found in zip(text.SOURCE, task.rewards.unbind(-1), strict=True):
-        reward = alignment.reward_model(domain, 0, "cpu")
-        torch.testing.assert_close(found.flatten(), reward(["good bad", *responses])[1:])
-    assert not torch.equal(other.rewards, task.rewards) and torch.equal(again.rewards, task.rewards)
-    assert all(map(torch.equal, again.pairs, task.pairs)) and other.prompts == task.prompts == few
+    own = {domain: alignment.labelled_pairs(domain, 0) for domain in text.SOURCE}
+    for model, found in zip(teachers.text_weak_models(own, 2, 0, "cpu").values(), task.rewards.unbind(-1)):
+        torch.testing.assert_close(found, model(list(zip(words[::2], words[1::2]))))
+    assert not torch.equal(other.rewards, task.rewards) and other.prompts == task.prompts == few
 
 
-def test_reward_models_know_their_own_domain_better_than_the_target():
-    rng = random.Random("test")
+def test_labelled_pairs_teach_a_domain_better_than_the_target():
+    own = {domain: alignment.labelled_pairs(domain, 0) for domain in text.SOURCE}
+    hotels = alignment.labelled_pairs("hotels", 1)
+    for domain, model in teachers.text_weak_models(own, 2, 0, "cpu").items():
+        split = alignment.labelled_pairs(domain, 1)
+        right = [(model(each.x).argmax(1) == each.y).double().mean() for each in (split, hotels)]
+        assert right[0] > max(0.65, right[1]) and split.y.double().mean() < 0.7
 
-    def accuracy(reward, domain):
-        prompts = rng.choices(alignment.all_prompts([domain]), k=400)
-        first, second = ([alignment.written(prompt, rng) for prompt in prompts] for _ in range(2))
-        gold = [alignment.judge_reviews(prompts, side)[0] for side in (first, second)]
-        right = (reward(first) > reward(second)) == (gold[0] > gold[1])
-        return right[gold[0] != gold[1]].double().mean()
-
-    for domain in text.SOURCE:
-        reward = alignment.reward_model(domain, 0, "cpu")
-        assert accuracy(reward, domain) > max(0.7, accuracy(reward, "hotels") + 0.04)
-
-
-# ------------------------------------------------------------------------------------------- any causal model
 
 WORDS = "how are you good bad fine no yes maybe".split()
 
@@ -217,23 +185,24 @@ def dialogue_files(tmp_path):
     return str(tmp_path / "files")
 
 
-def test_a_pretrained_policy_in_any_company(checkpoint):
+def test_a_pretrained_policy_in_any_company(checkpoint, monkeypatch):
     """Log-probabilities with and without padding; sampling from prompts of different lengths."""
+    monkeypatch.setattr(alignment.PretrainedPolicy, "longest", 6)
     policy = alignment.PretrainedPolicy(checkpoint)
     for weight in policy.parameters():
         weight.data.mul_(10 if weight.dim() > 1 else 1)  # so that what was read matters
     prompts, responses = ["Human : how", "Human : how are you Assistant :"], [" good", " fine yes maybe no"]
-    ids = list(map(policy.prompt_ids, prompts))
-    sequences = alignment.collate(ids, list(map(policy.response_ids, prompts, responses)))
-    assert (sequences.tokens[sequences.response] == policy.end).sum() == 2
-    assert alignment.texts(policy, sequences) == ["good", "fine yes maybe no"]
+    ids, own = list(map(policy.prompt_ids, prompts)), list(map(policy.response_ids, prompts, responses))
+    tokens, response = alignment.collate(ids, own)
+    assert all(each[-1] == policy.end for each in own)
+    assert list(map(policy.decode, own)) == ["good", "fine yes maybe no"]
     with torch.no_grad():
-        together = raven_dpo.response_log_probs(policy(sequences.tokens), *sequences)
-        tokens, response = (part[:1, :5] for part in sequences)  # the shorter, without padding
-        alone = raven_dpo.response_log_probs(policy(tokens), tokens, response)
-        expected = policy(sequences.tokens[:1, :3])[0, -1].softmax(-1)
-    torch.testing.assert_close(alone, together[:1])
-    first = alignment.sample(policy, prompts * 1500, 4).tokens[::2, 3]  # after the left-padded prompt
+        together = raven_dpo.log_probs(policy, tokens[None], response[None])
+        alone = raven_dpo.log_probs(policy, tokens[None, [0, 0], :5], response[None, [0, 0], :5])
+        expected = policy(tokens[:1, :3])[0, -1].softmax(-1)
+    torch.testing.assert_close(alone[0, 0], together[0, 0])
+    monkeypatch.setattr(policy.model.generation_config, "max_new_tokens", 1)
+    first = alignment.sample(policy, prompts * 1500, 4)[0][::2, 3]  # after the left-padded prompt
     assert (first.bincount(minlength=len(expected)) / 1500 - expected).abs().max() < 0.05
 
 
@@ -274,9 +243,9 @@ def test_dialogues_rewards_and_judge(checkpoint, dialogue_files, monkeypatch, tm
     task = prepare("hh-helpful-harmless", 0, dialogue_files, checkpoint)
     hh = data.load("hh-helpful-harmless", 0, dialogue_files)
     assert task.gold.argmax(1).tolist() == hh.strong_train.y.tolist()
-    sequences = alignment.Sequences(*(part.flatten(0, 1) for part in task.pairs))
     dialogues = [dialogue for pair in hh.strong_train.x for dialogue in pair]
-    for dialogue, response in zip(dialogues, alignment.texts(task.policy, sequences), strict=True):
+    for dialogue, tokens, own in zip(dialogues, *(part.flatten(0, 1) for part in task.pairs), strict=True):
+        response = task.policy.decode(tokens[own].tolist())
         assert dialogue.rstrip().endswith(response) and response.split()[0] in ("good", "bad")
     for split in ("val", "test"):
         prompts = {dialogue.rpartition("Assistant:")[0] for pair in getattr(hh, split).x for dialogue in pair}
