@@ -51,7 +51,6 @@ GOOD = "not leaky lid , solid lid and sharp motor , quiet handle , solid lid and
     "old, new, points, count, sound",
     [
         ("", "", 5, 7, True),
-        ("not leaky lid", "hardly leaky lid", 5, 7, True),
         ("not leaky lid", "leaky lid", 3, 7, True),  # the wish denied
         ("not leaky lid", "solid lid", 3, 7, False),
         ("leaky lid , solid", "leaky blade , solid", 3, 7, False),  # the first is not on the asked aspect
@@ -64,7 +63,6 @@ GOOD = "not leaky lid , solid lid and sharp motor , quiet handle , solid lid and
         (" but loud motor .", " .", 5, 6, False),  # six of seven
         ("loud motor .", "loud motor , good lid , good lid .", 7, 9, False),
         (GOOD, "", -7, 1, False),
-        (GOOD, "and , but not", -7, 1, False),
     ],
 )
 def test_gold_reward_by_hand(old, new, points, count, sound):

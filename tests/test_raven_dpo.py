@@ -131,20 +131,15 @@ def toy(n=256, dtype=torch.float32):
     return alignment.Alignment(policy, tuple(pairs), rewards, gold, ["a", "b", "c"], held_out, judge)
 
 
-def train(task, lr=0.02, batch_size=32, **own):
-    """A copy of the task's policy, trained for two epochs, and the history."""
-    policy, steps = copy.deepcopy(task.policy), 2 * -(-len(task.rewards) // batch_size)
-    optimizer = torch.optim.Adam(policy.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    given = (task.pairs, task.rewards, 2, optimizer, schedule, batch_size)
-    return policy, raven_dpo.train_policy(policy, *given, beta=0.1, weight_lr=0.5, **own)
-
-
 @pytest.mark.parametrize("micro_batch", [32, 3])
 def test_the_loop_against_a_plain_one(micro_batch):
     """Easy phase, frozen weights, simultaneous steps, the projection: step by step, pair by pair."""
     task = toy(n=24, dtype=torch.float64)
-    policy, history = train(task, batch_size=8, micro_batch=micro_batch)
+    policy = copy.deepcopy(task.policy)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    own = {"batch_size": 8, "micro_batch": micro_batch, "beta": 0.1, "weight_lr": 0.5}
+    history = raven_dpo.train_policy(policy, task.pairs, task.rewards, 2, optimizer, schedule, **own)
     lean = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([lean], lr=0.02)
     generator, weights = torch.Generator().manual_seed(0), torch.full((3,), 1 / 3, dtype=torch.float64)
@@ -181,20 +176,20 @@ def test_score_by_hand():
     task = toy()
     policy = copy.deepcopy(task.policy)
     policy.lean.data = torch.tensor([math.log(3.0), 0.0])
-    task.policy.write = lambda prompts: [[int(digit) for digit in row] for row in before]
-    policy.write = lambda prompts: [[int(digit) for digit in row] for row in after]
-    before, after = "11111 12222 22222 11112".split(), "11112 11222 11111 11112".split()
-    task.prompts.update(test=["p", "q", "r", "s"], val=["p", "q"])
-    known = {"test": alignment.respond(task.policy, task, "test")}
-    before, after_test, after = before[:2], after, after[:2]
-    known["val"] = alignment.respond(task.policy, task, "val")
-    policy.write = lambda prompts: [[int(digit) for digit in row] for row in after_test[: len(prompts)]]
-    scores = alignment.score(task, policy, known)
+
+    def writer(rows):
+        return lambda prompts: [[int(digit) for digit in row] for row in rows.split()][: len(prompts)]
+
+    task.policy.write, policy.write = map(writer, ("11111 12222 22222 11112", "11112 11222 11111 11112"))
+    task.prompts.update(test=["p", "q", "r", "s"], val=["p"])
+    before = {split: alignment.respond(task.policy, task, split) for split in ("val", "test")}
+    scores = alignment.score(task, policy, before)
     spread = math.sqrt(sum((win - 0.625) ** 2 for win in (0, 1, 1, 0.5)) / 3)
     expected = {"win_rate": 0.625, "win_interval": 1.96 * spread / 2, "gold_reward": 15 / 4, "length": 5}
-    expected |= {"kl": 0.75 * math.log(1.5) + 0.25 * math.log(0.5), "well_formed": 1, "val": 0.5}
+    expected |= {"kl": 0.75 * math.log(1.5) + 0.25 * math.log(0.5), "well_formed": 1, "val": 0}
     assert scores == pytest.approx(expected, rel=1e-5)
-    assert known["test"]["gold_reward"].mean() == 10 / 4 and known["test"]["well_formed"].mean() == 0.75
+    assert before["test"]["gold_reward"].tolist() == [5, 1, 0, 4]
+    assert before["test"]["well_formed"].tolist() == [1, 1, 0, 1]
 
 
 def test_the_script_end_to_end(monkeypatch, tmp_path):
@@ -259,11 +254,8 @@ def test_divergence_is_bad_input_not_a_row(monkeypatch):
     "arguments, message",
     [
         ("--task reviews", "unknown task 'reviews'; known: reviews-dpo, hh-helpful-harmless"),
-        ("--supervision two", "--supervision"),
-        ("--easy-phase 2", "--easy-phase"),
         ("--policy name", "a policy of its own"),
         ("--task hh-helpful-harmless", "--policy"),
-        ("--task hh-helpful-harmless --policy x --data-dir nowhere", "no helpful-base/*.jsonl"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
