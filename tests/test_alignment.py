@@ -156,6 +156,8 @@ def checkpoint(tmp_path):
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ending = {"single": "$A </s>", "special_tokens": [("</s>", 1)]}  # as some do
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(**ending)
     ends = {"unk_token": "<unk>", "eos_token": "</s>"}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
     torch.manual_seed(0)
