@@ -143,6 +143,7 @@ def test_labelled_pairs_teach_a_domain_better_than_the_target():
         split = alignment.labelled_pairs(domain, 1)
         right = [(model(each.x).argmax(1) == each.y).double().mean() for each in (split, hotels)]
         assert right[0] > max(0.65, right[1]) and split.y.double().mean() < 0.7
+        assert model([(" ".join(text.PRAISE), " ".join(text.BLAME))]).argmax() == 0
 
 
 WORDS = "how are you good bad fine no yes maybe".split()
