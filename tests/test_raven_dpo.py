@@ -235,6 +235,7 @@ def test_what_each_policy_is_trained_on(supervision, monkeypatch):
         torch.testing.assert_close(found, judge)
         assert recipe == (0.5 if supervision == "gold" else 0.25, 7, 5, 9, own)
     assert ("history" in row) == (len(calls) == 1)
+    assert 0.4 < row["win_rate_before"] < 0.6 and row["win_rate_before"] != 0.5  # sampled again
     right = (rewards[:, 0] > rewards[:, 1]) == (gold[:, 0] > gold[:, 1])
     decided = task.gold[:, 0] != task.gold[:, 1]
     assert row["reward_accuracy"] == pytest.approx(right[decided].double().mean(0).tolist())
