@@ -116,7 +116,6 @@ BETAS["swapped"] = lambda z, q, temperature: 1 - confidence_weight(z, q, tempera
 
 
 def main(argv=None) -> None:
-    """Prints and keeps one row per task and seed."""
     import evaluate
 
     parser = evaluate.flags(__file__, __doc__, lr=1e-4)
@@ -142,9 +141,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    from reproduce import run
 
-    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
-    import evaluate
-
-    evaluate.run(main)
+    run(main)

@@ -67,34 +67,40 @@ def co_supervise(train, layers: list[torch.Tensor], top: int = 1):
 # ---- To reproduce. Whoever copies this file deletes from here on. ------------------------------------------
 
 
+def train_on(problem, keep, targets):
+    """With a problem given, what co_supervise calls `train`."""
+    import evaluate
+    import models
+    from methods import naive
+
+    strong = problem.task.strong_train
+    task = problem.task._replace(strong_train=strong._replace(x=strong.x[keep]))
+    student, training = evaluate.start(problem._replace(task=task), targets[keep])
+    naive.train_student(student, **training, loss_of=evaluate.loss_of(problem, naive.naive_loss))
+    return student, models.predict(student, strong.x)
+
+
 def main(argv=None) -> None:
-    """Prints and keeps one row per task and seed."""
+    from functools import partial
+
     import data
     import evaluate
     import models
     import teachers
-    from methods import naive
 
     parser = evaluate.flags(__file__, __doc__)
-    several = "reviews reviews-shift preferences preferences-shift".split()  # source domains
-    parser.set_defaults(task=several, weak_models="specialists")
-    add, likeliest = parser.add_argument, "a label agrees if it is among this many of the student's classes"
-    add("--top", type=evaluate.number(int, 1), default=1, help=likeliest)
+    tasks = "reviews reviews-shift preferences preferences-shift".split()  # of several source domains
+    parser.set_defaults(task=tasks, weak_models="specialists")
+    likeliest = "a label agrees if it is among this many of the student's classes"
+    parser.add_argument("--top", type=evaluate.number(int, 1), default=1, help=likeliest)
     if parser.parse_args(argv).weak_models != "specialists":
         raise data.InputError("this method is for --weak-models specialists")
     for problem in evaluate.problems(parser, argv, heads=True):
         task, strong, test = problem.task, problem.task.strong_train, problem.task.test
-        hierarchy = teachers.hierarchy(task.weak_models[0].split("+"))
-        layers = [[task.weak_models.index(name) for name in layer] for layer in hierarchy]
-
-        def train(keep, targets, problem=problem, task=task, strong=strong):
-            kept = problem._replace(task=task._replace(strong_train=strong._replace(x=strong.x[keep])))
-            student, training = evaluate.start(kept, targets[keep])
-            naive.train_student(student, **training, loss_of=evaluate.loss_of(problem, naive.naive_loss))
-            return student, models.predict(student, strong.x)
-
+        names = teachers.hierarchy(task.weak_models[0].split("+"))
+        layers = [[task.weak_models.index(name) for name in layer] for layer in names]
         soft_labels = [strong.weak_probs[:, layer] for layer in layers]
-        student, targets, keep = co_supervise(train, soft_labels, problem.args.top)
+        student, targets, keep = co_supervise(partial(train_on, problem), soft_labels, problem.args.top)
         # By the last student itself: its agreement with them is more than with what it learned from.
         said = assign(models.predict(student, test.x), test.weak_probs[:, layers[-1]])
         own = {"labels_right": evaluate.accuracy(targets, strong.y), "kept": keep.double().mean().item()}
@@ -102,9 +108,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    from reproduce import run
 
-    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
-    import evaluate
-
-    evaluate.run(main)
+    run(main)

@@ -96,7 +96,6 @@ def train_student(
 
 
 def main(argv=None) -> None:
-    """Prints and keeps one row per task and seed."""
     import data
     import evaluate
 
@@ -108,9 +107,8 @@ def main(argv=None) -> None:
     add("--balanced", action="store_true", help="two classes: as many of each as the weak labels say")
     for problem in evaluate.problems(parser, argv):
         args, students = problem.args, []
-        if args.balanced and problem.task.num_classes != 2:
-            classes = problem.task.num_classes
-            raise data.InputError(f"--balanced is for two classes, {problem.identity['task']} has {classes}")
+        if args.balanced and (number := problem.task.num_classes) != 2:
+            raise data.InputError(f"--balanced is for two classes, {problem.identity['task']} has {number}")
         for weak_probs in evaluate.supervisors(problem):
             student, training = evaluate.start(problem, weak_probs)
             own = {"alpha": args.alpha, "alpha_ramp": args.alpha_ramp, "balanced": args.balanced}
@@ -120,9 +118,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    from reproduce import run
 
-    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
-    import evaluate
-
-    evaluate.run(main)
+    run(main)

@@ -57,7 +57,6 @@ def label(weak_probs: torch.Tensor, smoothing: float = 1.0, rounds: int = 50) ->
 
 
 def main(argv=None) -> None:
-    """Prints and keeps one row per task and seed."""
     import evaluate
     from methods import naive
 
@@ -74,9 +73,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    from reproduce import run
 
-    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
-    import evaluate
-
-    evaluate.run(main)
+    run(main)

@@ -68,7 +68,6 @@ def label(x: torch.Tensor, weak_probs: torch.Tensor, gamma: float = 2.0, rounds:
 
 
 def main(argv=None) -> None:
-    """Prints and keeps one row per task and seed."""
     import evaluate
     from methods import naive
 
@@ -87,9 +86,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    from reproduce import run
 
-    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
-    import evaluate
-
-    evaluate.run(main)
+    run(main)
