@@ -26,19 +26,15 @@ for name in "naive", "confidence", "adaptive_confidence", "bayes", "raven":
     batches = DataLoader(TensorDataset(images, targets), batch_size=20, shuffle=True)
     method.train_student(student, batches, 20, optimizer, schedule, **more)
     assert (student(images).argmax(-1) == truth).float().mean() > 0.6, name
-    print(name)
 
 for name, given in ("prototypes", (images.flatten(1), weak_probs)), ("dawid_skene", (weak_probs,)):
     labels = __import__(name).label(*given)
-    assert (labels.argmax(-1) == truth).float().mean() > 0.6
-    print(name)
+    assert (labels.argmax(-1) == truth).float().mean() > 0.6, name
 
 knows = 9.0 * nn.functional.one_hot(truth, 4)  # what a student says that finds the truth
 layers = [weak_probs[:, :1], weak_probs]
-student, targets, kept = __import__("co_supervised").co_supervise(lambda *_: ("student", knows), layers)
-right, at_first = ((each.argmax(-1) == truth).float().mean() for each in (targets, weak_probs[:, 0]))
-assert student == "student" and right > at_first and (targets[kept].argmax(-1) == truth[kept]).all()
-print("co_supervised")
+_, targets, kept = __import__("co_supervised").co_supervise(lambda *_: (None, knows), layers)
+assert (targets[kept].argmax(-1) == truth[kept]).all() and len(truth) / 2 < kept.sum()
 
 method = __import__("raven_dpo")
 policy = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))  # tokens (N, L) -> logits (N, L, V)
@@ -50,15 +46,15 @@ optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
 schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
 method.train_policy(policy, (tokens, response), rewards, 5, optimizer, schedule, batch_size=8)
 assert policy(torch.tensor([0]))[0].softmax(-1)[3].item() > before
-print("raven_dpo")
 """
 
 
 def test_copies_train_a_strangers_modules(tmp_path):
-    for file in (ROOT / "methods").glob("*.py"):
-        method, *_ = file.read_text().split(LINE)
-        (tmp_path / file.name).write_text(method)
+    names = {file.stem for file in (ROOT / "methods").glob("*.py")} - {"reproduce"}
+    for name in names:
+        assert f'"{name}"' in PROGRAM
+        method, *_ = (ROOT / "methods" / f"{name}.py").read_text().split(LINE)
+        (tmp_path / f"{name}.py").write_text(method)
     command = [sys.executable, "-I", "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == {file.stem for file in tmp_path.glob("*.py")}  # none is left out
