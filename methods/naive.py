@@ -34,8 +34,7 @@ from tqdm import tqdm
 def naive_loss(student_logits: torch.Tensor, weak_probs: torch.Tensor) -> torch.Tensor:
     """Mean soft-target cross-entropy, equation (1), in nats. Its gradient is (p - q) / N.
 
-    student_logits (N, C); weak_probs (N, C), rows sum to 1 -> scalar. Half types are computed in float32.
-    """
+    student_logits (N, C); weak_probs (N, C), rows sum to 1 -> scalar. Half types are computed in float32."""
     precision = torch.promote_types(student_logits.dtype, torch.float32)
     log_p = student_logits.log_softmax(-1, dtype=precision)
     return -(weak_probs * log_p).sum(-1).mean()
@@ -46,8 +45,7 @@ def train_student(student, batches, epochs: int, optimizer, schedule, loss_of=na
 
     student: a module, x (B, ...) -> logits (B, C); batches: gives (x, weak_probs (B, C)), or with labels to
     learn besides (x, weak_probs, labels (B,)); schedule: of the learning rate, stepped after every batch;
-    loss_of: naive_loss, or the same compiled.
-    """
+    loss_of: naive_loss, or the same compiled."""
     student.train()
     for _ in tqdm(range(epochs), "naive", leave=False, disable=None):
         for x, weak_probs, *labels in batches:

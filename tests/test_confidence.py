@@ -7,16 +7,6 @@ from confidence import confidence_loss, own_class
 from conftest import random_problem, train
 
 
-def test_loss_against_a_loop():
-    student_logits, weak_probs = random_problem(n=40)
-    expected = 0.0
-    for z, q in zip(student_logits, weak_probs[:, 0]):
-        cross_entropy = torch.logsumexp(z, 0) - z
-        soft = sum(q[c] * cross_entropy[c] for c in range(5))
-        expected += (0.7 * soft + 0.3 * cross_entropy[z.argmax()]) / 40
-    torch.testing.assert_close(confidence_loss(student_logits, weak_probs[:, 0], 0.3), expected)
-
-
 def test_value_of_burns_et_al_with_their_threshold(parity):
     published = parity["openai_logconf_binary_step_0.5"]
     z, q = torch.tensor([published["logits"], published["weak_probs"]], dtype=torch.float64)

@@ -16,15 +16,17 @@ sys.path.insert(0, sys.argv[1])  # holds the copies alone; -I keeps everything e
 torch.manual_seed(0)
 images, truth = torch.randn(60, 1, 6, 6), torch.randint(4, (60,))
 weak_probs = torch.softmax(3 * nn.functional.one_hot(truth, 4)[:, None] + torch.randn(60, 3, 4), -1)
+
+def make_optimizer(model):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
 for name in "naive", "confidence", "adaptive_confidence", "bayes", "raven":
-    method = __import__(name)
-    targets, more = weak_probs if name in ("bayes", "raven") else weak_probs[:, 0], {}
-    more |= {"num_weak": 3} if name == "raven" else {}
+    targets = weak_probs if name in ("bayes", "raven") else weak_probs[:, 0]
+    more = {"num_weak": 3} if name == "raven" else {}
     student = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
-    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     batches = DataLoader(TensorDataset(images, targets), batch_size=20, shuffle=True)
-    method.train_student(student, batches, 20, optimizer, schedule, **more)
+    __import__(name).train_student(student, batches, 20, *make_optimizer(student), **more)
     assert (student(images).argmax(-1) == truth).float().mean() > 0.6, name
 
 for name, given in ("prototypes", (images.flatten(1), weak_probs)), ("dawid_skene", (weak_probs,)):
@@ -36,15 +38,13 @@ layers = [weak_probs[:, :1], weak_probs]
 _, targets, kept = __import__("co_supervised").co_supervise(lambda *_: (None, knows), layers)
 assert (targets[kept].argmax(-1) == truth[kept]).all() and len(truth) / 2 < kept.sum()
 
-method = __import__("raven_dpo")
 policy = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))  # tokens (N, L) -> logits (N, L, V)
 tokens = torch.randint(5, (40, 2, 6))
 response = (torch.arange(6) > 1).expand(40, 2, 6)
 rewards = (tokens * response == 3).sum(-1, keepdim=True).float() + 0.1 * torch.randn(40, 2, 3)
 before = policy(torch.tensor([0]))[0].softmax(-1)[3].item()
-optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
-schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-method.train_policy(policy, (tokens, response), rewards, 5, optimizer, schedule, batch_size=8)
+given = policy, (tokens, response), rewards, 5, *make_optimizer(policy)
+__import__("raven_dpo").train_policy(*given, batch_size=8)
 assert policy(torch.tensor([0]))[0].softmax(-1)[3].item() > before
 """
 

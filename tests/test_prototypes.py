@@ -8,7 +8,8 @@ from conftest import random_problem
 
 import evaluate
 
-X = torch.randn(40, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+X = torch.randn(40, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X = X * torch.tensor([1, 2, 3, 4, 5, 6]) + 1
 WEAK_PROBS = random_problem(n=40)[1]
 
 
@@ -24,8 +25,10 @@ def test_labels_against_a_loop():
     assert prototypes.label(x, WEAK_PROBS, gamma=0.7, rounds=3).equal(t)
 
 
-def test_a_class_that_no_weak_model_names_is_given_to_nobody():
-    assert prototypes.label(X[:, 0], F.pad(WEAK_PROBS, (0, 1)))[:, 5].sum() == 0
+def test_similarity_by_hand():
+    x, targets = torch.eye(2), torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0]])
+    found = prototypes.similarity(x, targets)  # prototypes (.8, .6) and (0, 1); class 2 has no sample
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.0, -torch.inf], [0.6, 1.0, -torch.inf]]))
 
 
 def test_pairs_stand_in_both_orders():
