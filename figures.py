@@ -18,106 +18,112 @@ import models
 import tables
 import teachers
 from methods import prototypes
-from tables import COLORS, COLUMNS, CONTROLS, SEVERITY, SOME, Table, interval, merged, title, values
+from tables import COLORS, COLUMNS, CONTROLS, NUMBERS, SEVERITY, SOME, Table, interval, merged, title, values
 
 STYLE = {"font.size": 9, "axes.titlesize": 8, "figure.dpi": 120, "legend.frameon": False}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
 matplotlib.rcParams.update(STYLE)
 
 
-def panels(table: Table, width: float, wide: int, sharey: bool):
-    """A figure of `wide` panels a row, and for every line of the table: its panel, title and columns."""
+def panels(table: Table, wide: int, sharey=False):
+    """A figure of `wide` panels a row, and for every line of the table: its panel and columns."""
     wide, high = min(len(table), wide), -(-len(table) // wide)
-    figure = Figure(figsize=(1.6 + width * wide, 0.4 + 2.2 * high))
+    figure = Figure(figsize=(1.6 + 2.4 * wide, 0.4 + 2.2 * high))
     axes = figure.subplots(high, wide, sharey=sharey, squeeze=False).flatten()
+    for axis, line in zip(axes, table):
+        axis.set_title(line.replace("+", "+\n").replace(" ", "\n"), loc="left")  # long names, side by side
     for axis in axes[len(table) :]:
         axis.remove()
-    titles = [line.replace("+", "+\n").replace(" ", "\n") for line in table]  # long names, side by side
-    return figure, list(zip(axes, titles, table.values()))
+    return figure, list(zip(axes, table.values()))
+
+
+def bars(axis, at, numbers: list[list[float]], **style):
+    """Mean and 95 % interval of each list, against `at`."""
+    centers, halves = zip(*map(interval, numbers))
+    return axis.errorbar(at, centers, yerr=halves, **style)
 
 
 def curve(axis, label: str, at, numbers: list[list], form="o-") -> None:
-    """Means of numbers (of weak models' accuracies their mean) with intervals, against `at`."""
-    centers, halves = zip(*(interval([float(np.mean(each)) for each in own]) for own in numbers))
+    """The same with a line, in the colour of the method; of weak models' accuracies, of their mean."""
     style = {"color": COLORS.get(label, "black"), "markersize": 3, "linewidth": 1.2, "capsize": 2}
-    axis.errorbar(at, centers, yerr=halves, fmt=form, label=label, **style)
+    means = [[float(np.mean(each)) for each in own] for own in numbers]
+    bars(axis, at, means, fmt=form, label=label, **style)
+
+
+def legend(figure: Figure, axis, ncols: int) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
+
+
+def curves(table: Table, names, at: list, xlabel: str):
+    """Per task, accuracy of the columns (name, x) against x in `at`: figure, panels."""
+    figure, found = panels(table, 4)
+    for axis, columns in found:
+        some = merged(columns)
+        curve(axis, "weak mean", at, [values(columns["ensemble", x], "weak") for x in at], ":")
+        axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
+        for name in names:
+            curve(axis, name, at, [values(columns[name, x], "student") for x in at])
+        axis.set(xscale="log", xlabel=f"{xlabel} (n = {len(some)})")
+    return figure, found
 
 
 def draw_rates(table: Table) -> Figure:
-    """Per task, accuracy against the student's learning rate; those that auto chose are marked."""
-    figure, found = panels(table, 2, 4, sharey=False)
-    for axis, line, columns in found:
-        some = merged(columns)
-        axis.axhline(mean(map(mean, values(some, "weak"))), color="black", linestyle=":", label="weak mean")
-        axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
-        for name in SOME:
-            students = [values(columns[name, rate], "student") for rate in evaluate.RATES]
-            curve(axis, name, evaluate.RATES, students)
+    """Against the student's learning rate; those that auto chose are marked."""
+    figure, found = curves(table, SOME, evaluate.RATES, "learning rate")
+    for axis, columns in found:
         chosen = values(columns["ensemble", "auto"], "lr")
         place = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": COLORS["ensemble"]}
         axis.plot(chosen, [0] * len(chosen), "^", markersize=7, alpha=0.6, label="chosen by auto", **place)
-        axis.set(xscale="log", xlabel=f"learning rate (n = {len(some)})")
-        axis.set_title(line, loc="left")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    legend(figure, axis, 8)
     return figure
 
 
-def draw_weights(table: Table) -> Figure:
-    """RAVEN's weights over epochs, a line per seed, beside each weak model's accuracy and confidence."""
-    figure, found = panels(table, 2.4, 5, sharey=True)
-    for axis, line, columns in found:
-        rows, names = columns["RAVEN"], values(columns["RAVEN"], "weak_models")[0]
-        for history in values(rows, "weight_history"):
-            axis.set_prop_cycle(None)  # a weak model's colour is the same at all seeds
-            axis.plot(history, alpha=0.6, linewidth=1)
-        axis.set(xlabel=f"epoch (n = {len(rows)})", ylim=(-0.03, 1.03))
-        axis.set_title(line, loc="left")
-        beside = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis)
-        at, colors = range(len(names)), [f"C{m}" for m in range(len(names))]
-        centers, halves = zip(*map(interval, zip(*values(rows, "weak"))))
-        beside.bar(at, centers, yerr=halves, color=colors, alpha=0.6, capsize=2, width=0.7)
-        centers, halves = zip(*map(interval, zip(*values(rows, "weak_confidence"))))
-        mark = beside.errorbar(at, centers, yerr=halves, fmt="kD", markersize=3, capsize=2)
-        beside.set_xticks(at, names, rotation=90)
-        beside.tick_params(axis="y", labelleft=False)
-    key = [Patch(color="#999999"), mark]
-    figure.legend(key, ["weak model's accuracy", "its mean confidence"], loc="outside lower center", ncols=2)
+def draw_numbers(table: Table) -> Figure:
+    """Against the number of weak models."""
+    figure, found = curves(table, tables.COUNTED, NUMBERS, "weak models")
+    for axis, _ in found:
+        axis.set_xticks(NUMBERS, NUMBERS)
+        axis.minorticks_off()
+    legend(figure, axis, 5)
     return figure
 
 
 def draw_severity(table: Table) -> Figure:
     """Accuracy against shift severity, set apart sideways so that no interval hides another."""
     figure = Figure(figsize=(6.4, 3.4))
-    axis, forms = figure.subplots(), {"ceiling": "--", "weak mean": ":"}
-    for i, name in enumerate(["ceiling", *COLUMNS, "weak mean"]):
-        key = {"ceiling": "ceiling", "weak mean": "weak"}.get(name, "student")
-        found = {
-            SEVERITY[line] + 0.005 * (i - 4): own for line, columns in table.items()
-            if (own := values(columns.get(name, merged(columns)), key))
-        }  # fmt: skip
-        if found:
-            curve(axis, name, [*found], [*found.values()], forms.get(name, "o-"))
-    ticks = [f"{SEVERITY[line]:g}\n(n = {len(merged(columns))})" for line, columns in table.items()]
-    axis.set_xticks([SEVERITY[line] for line in table], ticks)
+    axis, at = figure.subplots(), np.array([SEVERITY[line] for line in table])
+    shown = {"ceiling": ("ceiling", "--")} | dict.fromkeys(COLUMNS, ("student", "o-"))
+    shown |= {"weak mean": ("weak", ":")}
+    for i, (name, (key, form)) in enumerate(shown.items()):
+        numbers = [values(columns.get(name, merged(columns)), key) for columns in table.values()]
+        there = [j for j, own in enumerate(numbers) if own]
+        if there:
+            curve(axis, name, at[there] + 0.005 * (i - 4), [numbers[j] for j in there], form)
+    axis.set_xticks(at, [f"{x:g}\n(n = {len(merged(own))})" for x, own in zip(at, table.values())])
     axis.set(xlabel="shift severity", ylabel="test accuracy")
     figure.legend(loc="outside right center")
     return figure
 
 
-def draw_numbers(table: Table) -> Figure:
-    """Per task, accuracy against the number of weak models."""
-    figure, found = panels(table, 2.4, 3, sharey=False)
-    for axis, line, columns in found:
-        lines = {"weak mean": ("ensemble", "weak"), **{name: (name, "student") for name in tables.COUNTED}}
-        for label, (name, key) in lines.items():
-            numbers = [values(columns[name, n], key) for n in tables.NUMBERS]
-            curve(axis, label, tables.NUMBERS, numbers, "o:" if key == "weak" else "o-")
-        some = merged(columns)
-        axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
-        axis.set(xscale="log", xlabel=f"weak models (n = {len(some)})", title=line)
-        axis.set_xticks(tables.NUMBERS, tables.NUMBERS)
-        axis.minorticks_off()
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+def draw_weights(table: Table) -> Figure:
+    """RAVEN's weights over epochs, a line per seed, beside each weak model's accuracy and confidence."""
+    figure, found = panels(table, 5, sharey=True)
+    for axis, columns in found:
+        rows, names = columns["RAVEN"], values(columns["RAVEN"], "weak_models")[0]
+        for history in values(rows, "weight_history"):
+            axis.set_prop_cycle(None)  # a weak model's colour is the same at all seeds
+            axis.plot(history, alpha=0.6, linewidth=1)
+        axis.set(xlabel=f"epoch (n = {len(rows)})", ylim=(-0.03, 1.03))
+        beside = axis.inset_axes([1.04, 0, 0.4, 1], sharey=axis)
+        at, colors = range(len(names)), [f"C{m}" for m in range(len(names))]
+        centers, halves = zip(*map(interval, zip(*values(rows, "weak"))))
+        beside.bar(at, centers, yerr=halves, color=colors, alpha=0.6, capsize=2, width=0.7)
+        confidence = zip(*values(rows, "weak_confidence"))
+        mark = bars(beside, at, confidence, fmt="kD", markersize=3, capsize=2)
+        beside.set_xticks(at, names, rotation=90)
+        beside.tick_params(axis="y", labelleft=False)
+    key = [Patch(color="#999999"), mark]
+    figure.legend(key, ["weak model's accuracy", "its mean confidence"], loc="outside lower center", ncols=2)
     return figure
 
 
@@ -135,27 +141,23 @@ def draw_controls(table: Table) -> Figure:
     for (line, columns), (top, bottom) in zip(table.items(), axes.T):
         usual = columns[0, "as it is"]
         for i, (name, T) in enumerate(tables.SHARP.items()):
-            rows = (columns[m, name] for m in range(3))
-            own = (interval([w[m] for w in values(each, "weights")]) for m, each in enumerate(rows))
-            centers, halves = zip(*own)
+            weights = [[row["weights"][m] for row in columns[m, name].values()] for m in range(3)]
             label = f"{name}: T = {T:g}" if T != 1 else name
-            top.errorbar(np.arange(3) + 0.2 * (i - 1), centers, halves, fmt="^ov"[i], capsize=2, label=label)
+            bars(top, np.arange(3) + 0.2 * (i - 1), weights, fmt="^ov"[i], capsize=2, label=label)
         means = zip(*(np.mean(values(usual, key), 0) for key in ("weak", "weak_confidence")))
         named = zip(values(usual, "weak_models")[0], means)
         top.set_xticks(range(3), [f"{name}\n{own:.0%}, {sure:.2f}" for name, (own, sure) in named])
         top.set(title=title(line, columns), xlabel="weak model: accuracy, confidence")
-        keys = {"accuracy": "weak", "confidence": "weak_confidence", "agreement": "weak_agreement"}
-        for i, key in enumerate(keys.values()):
-            found = [rank_correlation(row["weights"], row[key]) for row in columns["many"].values()]
-            bottom.plot([i] * len(found), found, "o", color="C7", alpha=0.4, markersize=4)
-            center, half = interval(found)
-            bottom.errorbar(i, center, half, fmt="ko", capsize=3)
+        many, keys = columns["many"].values(), ("weak", "weak_confidence", "weak_agreement")
+        found = [[rank_correlation(row["weights"], row[key]) for row in many] for key in keys]
+        bottom.plot(found, "o", color="C7", alpha=0.4, markersize=4)
+        bars(bottom, range(3), found, fmt="ko", capsize=3)
         bottom.axhline(0, color="black", linewidth=0.6)
-        bottom.set_xticks(range(3), keys)
+        bottom.set_xticks(range(3), ["accuracy", "confidence", "agreement"])
         bottom.set(xlim=(-0.5, 2.5), ylim=(-1.05, 1.05))
     axes[0, 0].set_ylabel("RAVEN's weight")
-    axes[1, 0].set_ylabel(f"rank correlation with the\nweights of {tables.NUMBERS[-1]} weak models")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[1, 0].set_ylabel(f"rank correlation with the\nweights of {NUMBERS[-1]} weak models")
+    legend(figure, axes[0, 0], 3)
     return figure
 
 
@@ -175,8 +177,7 @@ def draw_settings(table: Table) -> Figure:
         column[1].set(xlabel=f"epoch (n = {len(merged(columns))})", ylim=(-0.03, 1.03))
     axes[0, 0].set_ylabel("agreement")
     axes[1, 0].set_ylabel("b on disagreement")
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=1 + len(CONTROLS))
+    legend(figure, axes[0, 0], 1 + len(CONTROLS))
     return figure
 
 
@@ -188,8 +189,7 @@ def draw_alignment(table: Table) -> Figure:
         for name, rows in columns.items():
             kl, gold = values(rows, "kl"), values(rows, "gold_reward")
             frontier.plot(kl, gold, "o", color=COLORS[name], alpha=0.7, markersize=4, label=name)
-        before = mean(values(merged(columns), "gold_reward_before"))
-        frontier.plot(0, before, "k+", label="before training")
+        frontier.plot(0, mean(values(merged(columns), "gold_reward_before")), "k+", label="before training")
         frontier.locator_params(axis="x", nbins=5)
         frontier.set(title=title(line, columns), xlabel="KL per token (nats)", ylabel="gold reward")
         for row in columns["DPO-R"].values():
@@ -198,7 +198,7 @@ def draw_alignment(table: Table) -> Figure:
             lines = weights.plot(steps, history, alpha=0.7)
             weights.legend(lines, [f"reward model of {name}" for name in row["reward_models"]], fontsize=7)
         weights.set(xlabel="step", ylabel="weight in DPO-R", ylim=(-0.03, 1.03))
-    figure.legend(*frontier.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend(figure, frontier, 4)
     return figure
 
 

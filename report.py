@@ -17,6 +17,13 @@ import store
 import tables
 
 HERE = Path(__file__).resolve().parent
+PARTS = {  # results/PART.jsonl -> the tables whose rows it holds
+    "rows": ("heads", "trust", "protocol"),
+    "rates": ("rates", "auto"),
+    "settings": ("settings",),
+    "alignment": ("policies",),
+    "ablations": ("parts", "specialists", "numbers", "controls"),
+}
 
 
 def insert(path: Path, name: str, text: str) -> None:
@@ -49,17 +56,13 @@ def main(argv=None) -> None:
     # Six decimals, more than any figure is certain to; the tables follow from the rows that are published.
     rows = json.loads(json.dumps(rows), parse_float=lambda number: round(float(number), 6))
     found = tables.of(rows)
-    parts = {"rows": ("heads", "trust", "protocol"), "rates": ("rates", "auto", "encoders")}
-    parts |= {"settings": ("settings",), "alignment": ("policies",)}
-    parts |= {"ablations": ("ablation", "specialists", "numbers", "controls")}
     published, seen = {}, set()  # each row once
-    for part, names in parts.items():
-        own = tables.rows_of([found[name] for name in names])
-        published[part] = [row for row in own if id(row) not in seen]
+    for part, names in PARTS.items():
+        own = [row for row in tables.rows_of([found[name] for name in names]) if id(row) not in seen]
         seen |= {id(row) for row in own}
-    for part in ("rates", "ablations"):  # without histories, which nothing there draws
-        rows_without = ({k: row[k] for k in row if not k.endswith("_history")} for row in published[part])
-        published[part] = list(rows_without)
+        if part in ("rates", "ablations"):  # without histories, which nothing there draws
+            own = [{key: row[key] for key in row if not key.endswith("_history")} for row in own]
+        published[part] = own
     sources = {
         (row["torch"], row["device"], not (row["commit"] or "-dirty").endswith("-dirty"))
         for own in published.values() for row in own
@@ -71,17 +74,16 @@ def main(argv=None) -> None:
     if args.publish:
         check(sources)
         folders.append(HERE / "results")
-    for name, text in tables.texts(found, rows).items():
+    for name, text in tables.texts(found).items():
         print(f"{name}:\n\n{text}\n")
         if args.publish and text:
             insert(HERE / "README.md" if name == "table" else HERE / "results" / "README.md", name, text)
     heads = found["heads"].items()
-    sweep = {line: columns for line, columns in heads if line in tables.SEVERITY}
-    usual = {line: own for line, own in heads if not line.startswith("glyphs-shift-") and " " not in line}
-    raven = {line: own for line, own in usual.items() if own["RAVEN"]}  # the table has the others too
-    drawn = {"rates": found["rates"], "weights": raven, "severity": sweep}
-    drawn |= {"settings": found["settings"], "alignment": found["policies"]}
-    drawn |= {name: found[name] for name in ("numbers", "controls")}
+    drawn = {name: found[name] for name in ("rates", "settings", "numbers", "controls")}
+    drawn |= {"alignment": found["policies"]}
+    drawn |= {"severity": {line: columns for line, columns in heads if line in tables.SEVERITY}}
+    usual = ((line, own) for line, own in heads if not line.startswith("glyphs-shift-") and " " not in line)
+    drawn |= {"weights": {line: columns for line, columns in usual if columns["RAVEN"]}}
     for name, table in drawn.items():
         for folder in folders if table else []:
             getattr(figures, f"draw_{name}")(table).savefig(folder / f"{name}.png")

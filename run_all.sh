@@ -4,14 +4,13 @@
 # ./run_all.sh cifar100   distillation on CIFAR-100 as published, for a GPU; 5 seeds of 5 trainings of 240 epochs
 # ./run_all.sh rates      linear heads at six learning rates, and at the one that --lr auto chooses
 # ./run_all.sh protocol   every method with what protocol.py found for the kind of task
-# ./run_all.sh encoders   what other encoders change: pretrained for one step more, on other draws
 # ./run_all.sh ablations  RAVEN's parts, how many weak models, what its weights follow; specialists by domain
 # ./run_all.sh settings   AdaptConf's four settings, whole networks that also get labels; controls of its weight
 # All goes to OUT, default runs/. Rows that are there already are not computed again.
 set -euo pipefail
 cd "$(dirname "$0")"
 case "${1:-}" in
-"" | ablations | alignment | rates | protocol | encoders | settings | cifar100) ;;
+"" | ablations | alignment | rates | protocol | settings | cifar100) ;;
 *) echo "run_all.sh: no word, or one of those at its top, not $1" >&2 && exit 2 ;;
 esac
 source ./setup.sh
@@ -123,18 +122,6 @@ raven.py --seeds 0 1 2 --lr $lr
 prototypes.py --seeds 0 1 2 --lr $lr
 END
     done | together
-    ;;
-encoders)
-    together <<'END'
-naive.py --seeds 0 1 2 --encoder-steps 801 --task glyphs glyphs-shift glyphs-cue
-naive.py --seeds 0 1 2 --encoder-steps 801 --task reviews reviews-shift preferences preferences-shift
-END
-    together <<'END'
-naive.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
-adaptive_confidence.py --seeds 0 1 2 --encoder-steps 801 --supervision mean
-raven.py --seeds 0 1 2 --encoder-steps 801
-prototypes.py --seeds 0 1 2 --encoder-steps 801
-END
     ;;
 protocol)
     together <<'END'

@@ -40,8 +40,6 @@ POLICIES = {
 COLORS = {name: color for name, (*_, color) in (COLUMNS | POLICIES).items()}
 SOME = ("naive", "ensemble", "AdaptConf on ensemble", "RAVEN", "prototypes")  # for small tables
 TUNED = SOME[1:4]
-ENCODERS = [800, 801]  # steps of pretraining
-CONFIDENT = ("confidence", "adaptive_confidence")
 USUAL_RATES = {"naive": 3e-5, "raven": 3e-5, "adaptive_confidence": 1e-4, "prototypes": 1e-3}
 TRUST = {name: COLUMNS[name] for name in ("ensemble", "RAVEN")} | {"equal": ("raven", {"weight_lr": 0.0})}
 SETTINGS = {  # AdaptConf's setting -> its authors' flags; published data, KD / AugConf / AdaptConf in %
@@ -76,16 +74,17 @@ SPECIALISTS |= {
     f"{name}, specialists": (method, flags | {"weak_models": "specialists"})
     for name, (method, flags, _) in SPECIALISTS.items()
 } | CO_SUP  # fmt: skip
+BASES = {"Conf": "naive", "AdaptConf": "naive"}  # naive students of the same labels
+BASES |= {f"{name} on ensemble": "ensemble" for name in BASES}
 CONTROLS = {"half": "1/2", "one": "1", "swapped": "1 − b", "select": "0 or 1"}  # --beta -> instead of b
 LABEL_FREE = ("glyphs-shift", "reviews-shift", "preferences-shift")  # also in the ablation of b
 SEVERITY = {"glyphs": 0, "glyphs-shift": 0.4} | {f"glyphs-shift-{x}": x for x in (0.2, 0.6, 0.8)}
 KINDS = "cifar100 glyphs mnist usps folder reviews text preferences hh".split()  # in this order, then others
-FAMILIES = {  # the start of a line, the first that fits
-    "glyphs": "rendered digits", "usps-mnist": "handwriting", "mnist-usps": "handwriting",
-    "folder": "photographs",
-    "reviews": "generated reviews", "preferences": "generated preferences", "hh": "HH-RLHF",
-    **{f"text:{each}": "Amazon reviews" for each in ("books", "dvd", "electronics", "kitchen", "video")},
-    **{f"text:{each}": "tweets" for each in ("boston", "oklahoma", "sandy", "west")},
+FAMILIES = {  # how their lines start
+    "rendered digits": "glyphs", "handwriting": ("usps-mnist", "mnist-usps"), "photographs": "folder",
+    "generated reviews": "reviews", "generated preferences": "preferences", "HH-RLHF": "hh",
+    "Amazon reviews": tuple(f"text:{each}" for each in "books dvd electronics kitchen video".split()),
+    "tweets": tuple(f"text:{each}" for each in "boston oklahoma sandy west".split()),
 }  # fmt: skip
 FIRST_TASKS = """glyphs-shift usps-mnist folder:caltech:amazon folder:amazon+caltech+dslr:webcam reviews-shift
     text:books:kitchen preferences-shift hh-helpful-harmless""".split()  # in README.md
@@ -96,39 +95,40 @@ Table = dict[str, dict[str, dict[int, dict]]]  # table[line][column][seed] is a 
 
 def variants(names: tuple, flag: str, choices: list, usual: dict) -> dict:
     """(name, choice) -> method and flags, of which the method's usual choice is none."""
-    columns = {}
-    for name in names:
-        method, flags, _ = COLUMNS[name]
-        for choice in choices:
-            columns[name, choice] = (method, flags if choice == usual[method] else flags | {flag: choice})
-    return columns
+    return {
+        (name, choice): (method, flags if choice == usual[method] else flags | {flag: choice})
+        for name in names for method, flags, _ in [COLUMNS[name]] for choice in choices
+    }  # fmt: skip
 
 
 def protocol_columns(row: dict) -> dict:
     """The same methods with what protocol.py found last for the row's kind and supervision."""
-    flags, own = row["flags"], {"protocol": row["flags"].get("protocol")}
-    searched = {"method": row["method"], "kind": row.get("kind"), "flags": own["protocol"]}
-    whose = (flags.get("supervision", "each"), None)
-    lines = evaluate.searches() if own["protocol"] else []
-    last = any(searched.items() <= line.items() and line["supervision"] in whose for line in lines)
-    columns = COLUMNS | CO_SUP
-    return {name: (method, flags | own) for name, (method, flags, _) in columns.items() if last}
+    found = row["flags"].get("protocol")
+    if found is None:
+        return {}
+    searched = {"method": row["method"], "kind": row["kind"], "flags": found}
+    whose = (row["flags"].get("supervision", "each"), None)
+    lines = [line for line in evaluate.searches() if searched.items() <= line.items()]
+    columns = COLUMNS | CO_SUP if any(line["supervision"] in whose for line in lines) else {}
+    return {name: (method, flags | {"protocol": found}) for name, (method, flags, _) in columns.items()}
 
 
 def settings_columns(row: dict) -> dict:
     """KD, AugConf, AdaptConf with its authors' flags for the setting; the same with other choices of b."""
+    if not row["setting"] and row["task"] not in LABEL_FREE:
+        return {}
     flags, _ = SETTINGS.get(row["setting"], (DEFAULTS.values(), ""))
     own = {key: flag for (key, default), flag in zip(DEFAULTS.items(), flags) if flag != default}
     same_rate = {} if row["setting"] else {"lr": 1e-4}  # as the confidence losses: what differs is b
     columns = {"KD": ("naive", same_rate), "AugConf": ("confidence", {})}
     columns |= {"AdaptConf": ("adaptive_confidence", own)}
-    columns |= {beta: ("adaptive_confidence", own | {"beta": beta}) for beta in CONTROLS}
-    return columns if row["setting"] or row["task"] in LABEL_FREE else {}
+    return columns | {beta: ("adaptive_confidence", own | {"beta": beta}) for beta in CONTROLS}
 
 
-def tabulate(rows: list[dict], columns_of) -> Table:
+def tabulate(rows: list[dict], columns_of, whole=False) -> Table:
     """The rows that columns_of(row) names; of several in one place the last. A line is a task, with
-    the user's data where there are several, and an encoder or policy of choice."""
+    the user's data where there are several, and an encoder or policy of choice; whole: only lines that
+    have rows in all columns."""
     found, contents = {}, Counter(task for task, _ in {(row["task"], row["data"]) for row in rows})
     for row in sorted(rows, key=lambda row: row["seed"]):
         flags, columns = dict(row["flags"]), columns_of(row)
@@ -142,7 +142,7 @@ def tabulate(rows: list[dict], columns_of) -> Table:
     table = {}
     for line, columns in sorted(found.items(), key=lambda item: place(item[0])):
         seeds = sorted(set.intersection(*(set(rows) for rows in columns.values() if rows)))
-        if seeds:
+        if seeds and (all(columns.values()) or not whole):
             table[line] = {name: {s: rows[s] for s in seeds if rows} for name, rows in columns.items()}
     return table
 
@@ -150,6 +150,28 @@ def tabulate(rows: list[dict], columns_of) -> Table:
 def place(line: str) -> tuple:
     """By which a table's lines are sorted; False comes first."""
     return [not line.startswith(kind) for kind in KINDS], SEVERITY.get(line, 0), line
+
+
+def by_shots(rows: list[dict]):
+    """The rows; few-shot ones twice, with their 1-shot and 5-shot accuracies on novel classes."""
+    for row in rows:
+        for shots, scores in row.get("few_shot", {"test": {"": {}}})["test"].items():
+            own = {name: [accuracy] if name == "weak" else accuracy for name, (accuracy, _) in scores.items()}
+            yield row | own | {"task": f"{row['task']} {shots}".strip()}
+
+
+def of(rows: list[dict]) -> dict[str, Table]:
+    """All tables of the rows, by name."""
+    confident = {name: own for name, own in COLUMNS.items() if name in BASES or name in BASES.values()}
+    rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], USUAL_RATES)
+    auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
+    whole = {"compared": COLUMNS, "trust": TRUST, "confidence": confident, "rates": rates, "auto": auto}
+    whole |= {"parts": ABLATION, "specialists": SPECIALISTS, "numbers": NUMBERED, "controls": SHARPENED}
+    found = {name: tabulate(rows, lambda _, own=own: own, True) for name, own in whole.items()}
+    found["heads"] = tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)
+    found |= {"protocol": tabulate(rows, protocol_columns), "policies": tabulate(rows, lambda _: POLICIES)}
+    found |= {"settings": tabulate(rows, settings_columns)}
+    return found | {"shots": tabulate([*by_shots(rows)], settings_columns)}
 
 
 def merged(columns: dict[str, dict]) -> dict[int, dict]:
@@ -167,11 +189,13 @@ def title(line: str, columns: dict) -> str:
     return f"{line} (n = {len(merged(columns))})"
 
 
-def values(rows: dict[int, dict], key: str, minus: dict | None = None) -> list:
-    """The rows' values, or what they are above those of `minus`, seed by seed."""
-    if minus is None:
-        return [row[key] for row in rows.values()]
-    return [row[key] - minus[seed][key] for seed, row in rows.items() if minus]
+def values(rows: dict[int, dict], key: str) -> list:
+    return [row[key] for row in rows.values()]
+
+
+def gains(rows: dict[int, dict], other: dict[int, dict], key="student") -> list[float]:
+    """What the rows are above those of `other`, seed by seed."""
+    return [row[key] - other[seed][key] for seed, row in rows.items() if seed in other]
 
 
 def interval(numbers: list[float]) -> tuple[float, float]:
@@ -190,213 +214,180 @@ def show(numbers: list[float], digits=1, sign="", scale=100) -> str:
     return text.replace("-", "−")
 
 
+def gain(rows: dict, other: dict, key="student") -> str:
+    return show(gains(rows, other, key), sign="+")
+
+
+def students(columns: dict[str, dict], names) -> dict[str, str]:
+    return {name: show(values(columns[name], "student")) for name in names}
+
+
+def weak_mean(rows: dict[int, dict]) -> str:
+    return show([mean(accuracies) for accuracies in values(rows, "weak")])
+
+
+def score(rows: dict[int, dict]) -> str:
+    return f"{show(values(rows, 'student'))} / {show(values(rows, 'pgr'), 0)}"
+
+
 def markdown(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
-def sheet(corner: str, lines: dict[str, dict[str, str]]) -> str:
+def grid(corner: str, lines: dict[str, dict[str, str]]) -> str:
     """lines[name][header] as a table; empty without lines."""
     header = [corner, *next(iter(lines.values()), [])]
     return markdown(header, [[name, *cells.values()] for name, cells in lines.items()]) if lines else ""
 
 
-def gain(rows: dict, other: dict, key="student") -> str:
-    return show(values(rows, key, other), sign="+")
+def sheet(corner: str, table: Table, cells) -> str:
+    """A line of cells(columns) for each line of the table."""
+    return grid(corner, {title(line, columns): cells(columns) for line, columns in table.items()})
 
 
-def main_tables(table: Table) -> dict[str, str]:
-    """README.md's table; the same of tasks with an encoder of choice; accuracy and PGR; paired differences: a
-    line per task."""
-    first, real, scores, differences = {}, {}, {}, {}
-    for line, columns in table.items():
-        some = merged(columns)
-        head, ceiling = title(line, columns), {"ceiling": show(values(some, "ceiling"))}
-        students = {name: show(values(rows, "student")) for name, rows in columns.items()}
-        weak = show([mean(accuracies) for accuracies in values(some, "weak")])
-        brief = {"weak mean": weak} | {name: students[name] for name in SOME} | ceiling
-        first |= {head: brief} if line.split()[0] in FIRST_TASKS else {}
-        real |= {head: brief} if " " in line else {}
-        weak = zip(values(some, "weak_models")[0], map(show, zip(*values(some, "weak"))))
-        own = {"features": values(some, "encoder")[0], "weak models": ", ".join(map(" ".join, weak))}
-        pgrs = {name: show(values(rows, "pgr"), 0) for name, rows in columns.items()}
-        scores[head] = own | {name: f"{students[name]} / {pgrs[name]}" for name in COLUMNS} | ceiling
-        others = list(COLUMNS)[1:]
-        differences[head] = {f"{name} − naive": gain(columns[name], columns["naive"]) for name in others}
-    texts = {"table": sheet("accuracy in %", first), "real": sheet("accuracy in %", real)}
-    texts |= {"scores": sheet("accuracy / PGR in %", scores)}
-    return texts | {"differences": sheet("accuracy in points", differences)}
+def brief(columns: dict) -> dict[str, str]:
+    """README.md's line."""
+    some = merged(columns)
+    ceiling = {"ceiling": show(values(some, "ceiling"))}
+    return {"weak mean": weak_mean(some)} | students(columns, SOME) | ceiling
 
 
-def weight_tables(table: Table) -> dict[str, str]:
+def scores(columns: dict) -> dict[str, str]:
+    """Accuracy and PGR of every method."""
+    some = merged(columns)
+    weak = zip(values(some, "weak_models")[0], map(show, zip(*values(some, "weak"))))
+    own = {"features": values(some, "encoder")[0], "weak models": ", ".join(map(" ".join, weak))}
+    return own | {name: score(columns[name]) for name in COLUMNS} | {"ceiling": show(values(some, "ceiling"))}
+
+
+def weights(columns: dict) -> dict[str, str]:
     """What RAVEN's weights do, and what they are good for."""
-    lines = {}
-    for line, columns in table.items():
-        ensemble, raven, equal = (columns[name] for name in TRUST)
-        largest = [max(weights) for weights in values(raven, "weights")]
-        far = [row for row in raven.values() if max(row["weights"]) > 0.4]
-        right = sum(np.argmax(row["weights"]) == np.argmax(row["weak"]) for row in far)
-        own = lines[title(line, columns)] = {"largest weight": show(largest, 2, scale=1)}
-        own |= {"above .4": f"{len(far)} of {len(raven)}", "on the most accurate": f"{right} of {len(far)}"}
-        own["RAVEN − equal weights"] = gain(raven, equal)
-        own["equal weights − ensemble"] = gain(equal, ensemble)
-    return {"weights": sheet("accuracy in points", lines)}
+    ensemble, raven, equal = (columns[name] for name in TRUST)
+    far = [row for row in raven.values() if max(row["weights"]) > 0.4]
+    right = sum(np.argmax(row["weights"]) == np.argmax(row["weak"]) for row in far)
+    return {
+        "largest weight": show([max(each) for each in values(raven, "weights")], 2, scale=1),
+        "above .4": f"{len(far)} of {len(raven)}",
+        "on the most accurate": f"{right} of {len(far)}",
+        "RAVEN − equal weights": gain(raven, equal),
+        "equal weights − ensemble": gain(equal, ensemble),
+    }
 
 
-def ablation_tables(table: Table) -> dict[str, str]:
+def parts(table: Table) -> str:
     """RAVEN's parts, one by one; the last is the student of the weak model that is best on test."""
     lines, means = {}, {name: [] for name in ABLATION}
     for line, columns in table.items():
-        of = {name: (values(rows, "student"), values(rows, "pgr")) for name, rows in columns.items()}
-        naive = columns["naive"].values()
-        best = [row["students"][np.argmax(row["weak"])] for row in naive]
-        base = ((mean(row["weak"]), own, row["ceiling"], row["n_test"]) for own, row in zip(best, naive))
-        of["best weak model"] = (best, [evaluate.pgr(*each) for each in base])
-        cells = lines[title(line, columns)] = {}
-        clear = not any(None in pgrs for _, pgrs in of.values())  # the mean is over the same tasks for all
-        for name, (own, pgrs) in of.items():
-            cells[name] = f"{show(own)} / {show(pgrs, 0)}"
-            means[name] += [mean(pgrs)] if clear else []
+        best = columns["best weak model"] = {}
+        for seed, row in columns["naive"].items():
+            own = row["students"][np.argmax(row["weak"])]
+            pgr = evaluate.pgr(mean(row["weak"]), own, row["ceiling"], row["n_test"])
+            best[seed] = row | {"student": own, "pgr": pgr}
+        lines[title(line, columns)] = {name: score(rows) for name, rows in columns.items()}
+        pgrs = {name: values(rows, "pgr") for name, rows in columns.items()}
+        if not any(None in own for own in pgrs.values()):  # the mean is over the same tasks for all
+            for name, own in pgrs.items():
+                means[name].append(mean(own))
     if lines:
         lines[f"mean PGR ({len(means['RAVEN'])} tasks)"] = {name: show(own, 0) for name, own in means.items()}
         lines["the same, published"] = {name: f"{pgr:g}" for name, (*_, pgr) in ABLATION.items()}
-    return {"parts": sheet("accuracy / PGR in %", lines)}
+    return grid("accuracy / PGR in %", lines)
 
 
-def specialist_tables(table: Table) -> dict[str, str]:
+def specialists(columns: dict) -> dict[str, str]:
     """Students of the usual weak models, and of specialists."""
-    lines = {}
-    for line, columns in table.items():
-        of = lines[title(line, columns)] = {}
-        for name, key in (("weak mean", "RAVEN"), ("specialists' mean", "Co-sup")):
-            of[name] = show([mean(accuracies) for accuracies in values(columns[key], "weak")])
-        of |= {name: show(values(rows, "student")) for name, rows in columns.items()}
-        of["ceiling"] = show(values(columns["RAVEN"], "ceiling"))
-    return {"specialists": sheet("accuracy in %", lines)}
+    weak = {"weak mean": weak_mean(columns["RAVEN"]), "specialists' mean": weak_mean(columns["Co-sup"])}
+    return weak | students(columns, columns) | {"ceiling": show(values(columns["RAVEN"], "ceiling"))}
 
 
-def confidence_tables(table: Table) -> dict[str, str]:
+def confidence(columns: dict) -> dict[str, str]:
     """What the confidence losses make of a naive student of the same labels."""
-    lines, bases = {}, {"Conf": "naive", "AdaptConf": "naive"}
-    bases |= {f"{name} on ensemble": "ensemble" for name in bases}
-    for line, columns in table.items():
-        own = lines[title(line, columns)] = {}
-        own |= {f"{name} − {base}": gain(columns[name], columns[base]) for name, base in bases.items()}
-        histories = ("agreement_history", "disagreement_beta_history")  # b is 1/2 on agreement
-        last = [[row[key][-1] or 0 for key in histories] for row in columns["AdaptConf on ensemble"].values()]
-        own["mean b at the end"] = show([agreed / 2 + (1 - agreed) * b for agreed, b in last], 2, scale=1)
-        for name in ("Conf on ensemble", "AdaptConf on ensemble"):
-            own[f"{name} agrees with naive at its rate"] = show(values(columns[name], "agreement_naive"))
-    return {"confidence": sheet("gains in points, agreement in %", lines)}
+    own = {f"{name} − {base}": gain(columns[name], columns[base]) for name, base in BASES.items()}
+    keys = ("agreement_history", "disagreement_beta_history")  # b is 1/2 on agreement
+    last = [[row[key][-1] or 0 for key in keys] for row in columns["AdaptConf on ensemble"].values()]
+    own["mean b at the end"] = show([agreed / 2 + (1 - agreed) * b for agreed, b in last], 2, scale=1)
+    for name in ("Conf on ensemble", "AdaptConf on ensemble"):
+        own[f"{name} agrees with naive at its rate"] = show(values(columns[name], "agreement_naive"))
+    return own
 
 
-def family(line: str) -> str:
-    """The task's, of a file the start of its name."""
-    if ".npz" in line:
-        return re.split("[-_.]", line)[0]
-    return next((name for start, name in FAMILIES.items() if line.startswith(start)), line.split()[0])
-
-
-def against_tables(table: Table) -> dict[str, str]:
-    """Every method against RAVEN, over all tasks and over those of a family."""
-    others, gains, pgrs, methods, families = [name for name in COLUMNS if name != "RAVEN"], {}, [], {}, {}
-    for line, columns in table.items():
-        raven, own = columns["RAVEN"], {name: values(columns[name], "pgr") for name in COLUMNS}
-        gains[line] = {name: mean(values(columns[name], "student", raven)) for name in others}
-        pgrs += [] if any(None in each for each in own.values()) else [own]
-        families.setdefault(family(line), []).append(gains[line])
-    for name in COLUMNS if gains else []:
-        own = methods[name] = {f"mean PGR ({len(pgrs)} tasks)": show([mean(each[name]) for each in pgrs], 0)}
-        if name in others:
-            points = {line: own[name] for line, own in gains.items()}
-            own[f"− RAVEN ({len(points)} tasks)"] = show([*points.values()], sign="+")
-            own["better on"] = str(sum(each > 0 for each in points.values()))
+def against(table: Table) -> str:
+    """Every method against RAVEN."""
+    pgrs = {name: [values(columns[name], "pgr") for columns in table.values()] for name in COLUMNS}
+    clear = [i for i in range(len(table)) if not any(None in own[i] for own in pgrs.values())]
+    lines = {}
+    for name in COLUMNS if table else []:
+        own = show([mean(pgrs[name][i]) for i in clear], 0)
+        lines[name] = {f"mean PGR ({len(clear)} tasks)": own}
+        if name != "RAVEN":
+            points = {line: mean(gains(columns[name], columns["RAVEN"])) for line, columns in table.items()}
             worst = min(points, key=points.get)
-            own["worst"] = f"{show([points[worst]], sign='+')} ({worst})"
-    families = {
-        f"{name} ({len(own)})": {other: show([each[other] for each in own], sign="+") for other in others}
-        for name, own in families.items()
-    }
-    return {"against": sheet("points", methods), "families": sheet("− RAVEN in points", families)}
+            lines[name][f"− RAVEN ({len(points)} tasks)"] = show([*points.values()], sign="+")
+            lines[name]["better on"] = str(sum(each > 0 for each in points.values()))
+            lines[name]["worst"] = f"{show([points[worst]], sign='+')} ({worst})"
+    return grid("points", lines)
 
 
-def auto_tables(table: Table) -> dict[str, str]:
+def families(table: Table) -> str:
+    """Every method against RAVEN, over the tasks of a family; a file's family is the start of its name."""
+    found = {}
+    for line, columns in table.items():
+        family = next((name for name, start in FAMILIES.items() if line.startswith(start)), line.split()[0])
+        found.setdefault(re.split("[-_.]", line)[0] if ".npz" in line else family, []).append(columns)
+    return grid("− RAVEN in points", {
+        f"{family} ({len(own)})": {
+            name: show([mean(gains(columns[name], columns["RAVEN"])) for columns in own], sign="+")
+            for name in COLUMNS if name != "RAVEN"
+        }
+        for family, own in found.items()
+    })  # fmt: skip
+
+
+def auto(columns: dict) -> dict[str, str]:
     """The rates that auto chooses, and what students gain at them over the usual one."""
-    lines = {}
-    for line, columns in table.items():
-        chosen = sorted(values(columns["ensemble", "auto"], "lr"))
-        own = lines[title(line, columns)] = {"chosen": ", ".join(f"{lr:g}" for lr in chosen)}
-        for name in TUNED:
-            own[f"{name}: auto − usual"] = gain(columns[name, "auto"], columns[name, "usual"])
-    return {"auto": sheet("accuracy in points", lines)}
+    own = {"chosen": ", ".join(f"{lr:g}" for lr in sorted(values(columns["ensemble", "auto"], "lr")))}
+    pairs = {name: gain(columns[name, "auto"], columns[name, "usual"]) for name in TUNED}
+    return own | {f"{name}: auto − usual": points for name, points in pairs.items()}
 
 
-def encoder_tables(table: Table) -> dict[str, str]:
-    """Mean accuracies with either encoder."""
-    lines = {}
-    for line, columns in table.items():
-        own = lines[title(line, columns)] = {}
-        for name in SOME:
-            means = (mean(values(columns[name, steps], "student")) for steps in ENCODERS)
-            own[name] = " / ".join(f"{100 * each:.1f}" for each in means)
-    return {"encoders": sheet("accuracy in %: 800 / 801 steps", lines)}
-
-
-def protocol_tables(table: Table) -> dict[str, str]:
-    """What protocol.py found, and what students are with it."""
-    found, scores = {}, {}
-    columns = (COLUMNS | CO_SUP).items()
-    names = {(m, flags.get("supervision", "each")): name for name, (m, flags, _) in columns}
+def searches() -> str:
+    """What protocol.py found."""
+    lines, columns = {}, COLUMNS | CO_SUP
+    names = {(m, flags.get("supervision", "each")): name for name, (m, flags, _) in columns.items()}
     names |= {(m, None): name for (m, _), name in names.items()}
     for each in evaluate.searches():
         (_, lr), (flag, own) = each["flags"].items()
         name, vals = names[each["method"], each["supervision"]], [val for *_, val in each["trials"]]
-        line = found.setdefault(f"{name}: --lr, --{flag.replace('_', '-')}", {})
+        line = lines.setdefault(f"{name}: --lr, --{flag.replace('_', '-')}", {})
         line[each["kind"]] = f"{lr:g}, {own:g}: {100 * max(vals):.1f} ({100 * min(vals):.1f})"
-    for line, columns in table.items():
-        # Without the ceiling, which would differ: naive's --steps is its length too.
-        scores[title(line, columns)] = {name: show(values(rows, "student")) for name, rows in columns.items()}
-    whole = {line: own for line, own in table.items() if all(own[name] for name in COLUMNS)}
-    against = against_tables(whole)["against"]
-    texts = {"protocol": sheet("chosen: val in %", found), "protocol-scores": sheet("accuracy in %", scores)}
-    return texts | {"protocol-against": against}
+    return grid("chosen: val in %", lines)
 
 
-def by_shots(rows: list[dict]):
-    """The rows; few-shot ones twice, with their 1-shot and 5-shot accuracies on novel classes."""
-    for row in rows:
-        for shots, scores in row.get("few_shot", {"test": {"": {}}})["test"].items():
-            own = {name: [accuracy] if name == "weak" else accuracy for name, (accuracy, _) in scores.items()}
-            yield row | own | {"task": f"{row['task']} {shots}".strip()}
+def settings(columns: dict) -> dict[str, str]:
+    """AdaptConf's settings in the form of its paper."""
+    some = merged(columns)
+    row = some[min(some)]
+    (temperature, ramp), published = SETTINGS[row["setting"]]
+    own = {"T, ramp": f"{temperature:g}, {ramp:g}", "teacher": weak_mean(some)}
+    alone = [show(values(some, key)) for key in ("labels_alone", "ceiling") if key in row]
+    own |= {"labels alone": " / ".join(alone)} | students(columns, ("KD", "AugConf", "AdaptConf"))
+    for name, other in (("AugConf", "KD"), ("AdaptConf", "KD"), ("AdaptConf", "AugConf")):
+        points = gains(columns[name], columns[other])
+        center, half = interval(points) if points else (1, 0)
+        own[f"{name} − {other}"] = show(points, sign="+") + ("" if center > half else ", not shown")
+    return own | {"published: KD / AugConf / AdaptConf": published}
 
 
-def settings_tables(rows: list[dict]) -> dict[str, str]:
-    """AdaptConf's settings in the form of its paper, and the ablation of its b."""
-    table = tabulate([*by_shots(rows)], settings_columns)
-    settings, ablation = {}, {}
-    for line, columns in table.items():
-        some = merged(columns)
-        row, head = some[min(some)], title(line, columns)
-        students = {name: show(values(columns[name], "student")) for name in ("KD", "AugConf", "AdaptConf")}
-        if row["setting"]:
-            (temperature, ramp), published = SETTINGS[row["setting"]]
-            own = {"T, ramp": f"{temperature:g}, {ramp:g}"}
-            own |= {"teacher": show([weak for [weak] in values(some, "weak")])}
-            alone = [show(values(some, key)) for key in ("labels_alone", "ceiling") if key in row]
-            own |= {"labels alone": " / ".join(alone)} | students
-            for name, other in (("AugConf", "KD"), ("AdaptConf", "KD"), ("AdaptConf", "AugConf")):
-                gains = values(columns[name], "student", columns[other])
-                center, half = interval(gains) if gains else (1, 0)
-                own[f"{name} − {other}"] = show(gains, sign="+") + ("" if center > half else ", not shown")
-            settings[head] = own | {"published: KD / AugConf / AdaptConf": published}
-        if any(columns[beta] for beta in CONTROLS):
-            gains = {name: gain(rows, columns["KD"]) for name, rows in columns.items()}
-            ablation[head] = {"b = 0 (KD, naive)": students["KD"], "adaptive": gains["AdaptConf"]}
-            ablation[head] |= {f"{beta}: {meaning}": gains[beta] for beta, meaning in CONTROLS.items()}
-    ablation = sheet("accuracy in %, gains in points", ablation)
-    return {"settings": sheet("accuracy in %", settings), "ablation": ablation}
+def controls(columns: dict) -> dict[str, str]:
+    """AdaptConf with its b, and with others in its place."""
+    kd, names = columns["KD"], {"AdaptConf": "adaptive"}
+    names |= {beta: f"{beta}: {meaning}" for beta, meaning in CONTROLS.items()}
+    own = {"b = 0 (KD, naive)": show(values(kd, "student"))}
+    # The order of the columns, of which AugConf has a table already.
+    return own | {header: gain(columns[name], kd) for name, header in names.items()}
 
 
-def alignment_tables(table: Table) -> dict[str, str]:
+def alignment(table: Table) -> str:
     """Per task: what its policies win, and how far they are from the one before training; reward models."""
     measured = {"gold reward": ("gold_reward", 2), "KL per token": ("kl", 3)}
     measured |= {"tokens": ("length", 1), "well-formed": ("well_formed", 2)}
@@ -412,48 +403,45 @@ def alignment_tables(table: Table) -> dict[str, str]:
             lines[name]["win rate − ensemble's"] = gain(rows, columns["ensemble"], "win_rate")
             for measure, (key, digits) in measured.items():
                 lines[name][measure] = show(values(rows, key), digits, scale=1)
-        texts.append(sheet(title(line, columns), lines))
+        texts.append(grid(title(line, columns), lines))
         agreed = f"accuracy in % (all agree on {show(values(some, 'easy_fraction'))} % of the pairs)"
         lines = {}
         for m, reward_model in enumerate(values(some, "reward_models")[0]):
             lines[reward_model] = {agreed: show([each[m] for each in values(some, "reward_accuracy")])}
             for name in ("DPO-R", "DPO-R, code's form"):
-                weights = [each[m] for each in values(columns[name], "weights")]
-                lines[reward_model][f"weight in {name}"] = show(weights, 2, scale=1)
-        texts.append(sheet("reward model", lines))
-    return {"alignment": "\n\n".join(texts)}
+                own = [each[m] for each in values(columns[name], "weights")]
+                lines[reward_model][f"weight in {name}"] = show(own, 2, scale=1)
+        texts.append(grid("reward model", lines))
+    return "\n\n".join(texts)
 
 
-def of(rows: list[dict]) -> dict[str, Table]:
-    """All tables of the rows, by name."""
-
-    def whole(columns_of):  # its lines that have rows in all columns
-        return {line: own for line, own in tabulate(rows, columns_of).items() if all(own.values())}
-
-    found = {"heads": tabulate(rows, lambda row: {} if row["setting"] else COLUMNS)}
-    confidence = {name: own for name, own in COLUMNS.items() if own[0] in ("naive", *CONFIDENT)}
-    found |= {"compared": whole(lambda row: COLUMNS), "trust": whole(lambda row: TRUST)}
-    found |= {"ablation": whole(lambda row: ABLATION), "specialists": whole(lambda row: SPECIALISTS)}
-    found |= {"numbers": whole(lambda row: NUMBERED), "controls": whole(lambda row: SHARPENED)}
-    found |= {"confidence": whole(lambda row: confidence)}
-    of_auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
-    of_encoders = variants(SOME, "encoder_steps", ENCODERS, dict.fromkeys(USUAL_RATES, 800))
-    of_rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], USUAL_RATES)
-    found |= {"rates": whole(lambda row: of_rates), "auto": whole(lambda row: of_auto)}
-    found |= {"encoders": whole(lambda row: of_encoders)}
-    found |= {"protocol": tabulate(rows, protocol_columns), "policies": tabulate(rows, lambda row: POLICIES)}
-    found["settings"] = {
-        line: columns for line, columns in tabulate(rows, settings_columns).items()
-        if line.split()[0] not in LABEL_FREE or any(columns[beta] for beta in CONTROLS)
-    }  # fmt: skip
-    return found
-
-
-def texts(found: dict[str, Table], rows: list[dict]) -> dict[str, str]:
+def texts(found: dict[str, Table]) -> dict[str, str]:
     """What is printed and published, by the mark in the page; empty where there are no rows."""
-    made = {"heads": main_tables, "confidence": confidence_tables, "compared": against_tables}
-    made |= {"trust": weight_tables, "auto": auto_tables}
-    made |= {"ablation": ablation_tables, "specialists": specialist_tables}
-    made |= {"encoders": encoder_tables, "protocol": protocol_tables, "policies": alignment_tables}
-    made = [make(found[name]) for name, make in made.items()] + [settings_tables(rows)]
-    return {mark: text for each in made for mark, text in each.items()}
+
+    def lines(name, wanted):
+        return {line: own for line, own in found[name].items() if wanted(line, own)}
+
+    first = lines("heads", lambda line, _: line.split()[0] in FIRST_TASKS)
+    settled = lines("shots", lambda _, own: any(row["setting"] for row in merged(own).values()))
+    controlled = lines("shots", lambda _, own: any(own[beta] for beta in CONTROLS))
+    searched = lines("protocol", lambda _, own: all(own[name] for name in COLUMNS))
+    # Without the ceiling, which would differ: naive's --steps is its length too.
+    scores_there = sheet("accuracy in %", found["protocol"], lambda own: students(own, own))
+    return {
+        "table": sheet("accuracy in %", first, brief),
+        "real": sheet("accuracy in %", lines("heads", lambda line, _: " " in line), brief),
+        "scores": sheet("accuracy / PGR in %", found["heads"], scores),
+        "confidence": sheet("gains in points, agreement in %", found["confidence"], confidence),
+        "against": against(found["compared"]),
+        "families": families(found["compared"]),
+        "weights": sheet("accuracy in points", found["trust"], weights),
+        "auto": sheet("accuracy in points", found["auto"], auto),
+        "parts": parts(found["parts"]),
+        "specialists": sheet("accuracy in %", found["specialists"], specialists),
+        "protocol": searches(),
+        "protocol-scores": scores_there,
+        "protocol-against": against(searched),
+        "alignment": alignment(found["policies"]),
+        "settings": sheet("accuracy in %", settled, settings),
+        "ablation": sheet("accuracy in %, gains in points", controlled, controls),
+    }

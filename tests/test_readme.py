@@ -31,7 +31,7 @@ def test_every_command_is_understood(command, monkeypatch):
     if not command.startswith("python methods/"):
         script, *given = words if words[0].startswith("./") else words[1:]
         assert (ROOT / script).is_file()
-        parts = "ablations alignment rates protocol encoders settings cifar100".split()
+        parts = "ablations alignment rates protocol settings cifar100".split()
         known = {"./run_all.sh": parts, "./run_tests.sh": []}
         known["protocol.py"] = [*protocol.TASKS, "--data-dir", "crisis", "--text-encoder", "FOLDER"]
         known["figures.py"] = ["FILE.png", "results/geometry.png"]

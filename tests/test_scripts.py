@@ -102,13 +102,11 @@ def test_run_all_runs_every_method_on_all_default_tasks_and_reports(call):
     assert {task for run in kinds for task in run.split()[2:]} == set(data.EMBEDDED)
 
 
-def test_run_all_rates_encoders_and_protocol_run_what_their_tables_want(call):
+def test_run_all_rates_and_protocol_run_what_their_tables_want(call):
     runs = [run.removesuffix(" --out runs").split(" --") for run in runs_of(call("run_all.sh", "rates")[2])]
     assert {run[2] for run in runs} == {f"lr {rate}" for rate in "1e-5 3e-5 1e-4 3e-4 1e-3 3e-3 auto".split()}
     assert [float(rate) for rate in "1e-5 3e-5 1e-4 3e-4 1e-3 3e-3".split()] == evaluate.RATES
     assert len(runs) == len(tables.SOME) * 7
-    runs = runs_of(call("run_all.sh", "encoders")[2])
-    assert len(runs) == len(tables.SOME) + 1 and all("--encoder-steps 801" in run for run in runs)
     runs = runs_of(call("run_all.sh", "protocol")[2])
     assert len(runs) == len(tables.COLUMNS | tables.CO_SUP) and all("--protocol" in run for run in runs)
 
