@@ -278,11 +278,12 @@ def parts(table: Table) -> str:
     """RAVEN's parts, one by one; the last is the student of the weak model that is best on test."""
     lines, means = {}, {name: [] for name in ABLATION}
     for line, columns in table.items():
-        best = columns["best weak model"] = {}
+        best = {}
         for seed, row in columns["naive"].items():
             own = row["students"][np.argmax(row["weak"])]
             pgr = evaluate.pgr(mean(row["weak"]), own, row["ceiling"], row["n_test"])
             best[seed] = row | {"student": own, "pgr": pgr}
+        columns = columns | {"best weak model": best}
         lines[title(line, columns)] = {name: score(rows) for name, rows in columns.items()}
         pgrs = {name: values(rows, "pgr") for name, rows in columns.items()}
         if not any(None in own for own in pgrs.values()):  # the mean is over the same tasks for all
@@ -313,14 +314,13 @@ def confidence(columns: dict) -> dict[str, str]:
 
 def against(table: Table) -> str:
     """Every method against RAVEN."""
-    pgrs = {name: [values(columns[name], "pgr") for columns in table.values()] for name in COLUMNS}
-    clear = [i for i in range(len(table)) if not any(None in own[i] for own in pgrs.values())]
     lines = {}
+    pgrs = [{name: values(columns[name], "pgr") for name in COLUMNS} for columns in table.values()]
+    pgrs = [own for own in pgrs if not any(None in each for each in own.values())]
     for name in COLUMNS if table else []:
-        own = show([mean(pgrs[name][i]) for i in clear], 0)
-        lines[name] = {f"mean PGR ({len(clear)} tasks)": own}
+        lines[name] = {f"mean PGR ({len(pgrs)} tasks)": show([mean(own[name]) for own in pgrs], 0)}
         if name != "RAVEN":
-            points = {line: mean(gains(columns[name], columns["RAVEN"])) for line, columns in table.items()}
+            points = {line: above(columns)[name] for line, columns in table.items()}
             worst = min(points, key=points.get)
             lines[name][f"− RAVEN ({len(points)} tasks)"] = show([*points.values()], sign="+")
             lines[name]["better on"] = str(sum(each > 0 for each in points.values()))
@@ -328,19 +328,23 @@ def against(table: Table) -> str:
     return grid("points", lines)
 
 
+def above(columns: dict) -> dict[str, float]:
+    """What the other methods are above RAVEN, mean over seeds."""
+    others = (name for name in COLUMNS if name != "RAVEN")
+    return {name: mean(gains(columns[name], columns["RAVEN"])) for name in others}
+
+
 def families(table: Table) -> str:
-    """Every method against RAVEN, over the tasks of a family; a file's family is the start of its name."""
+    """The same over the tasks of a family; a file's family is the start of its name."""
     found = {}
     for line, columns in table.items():
         family = next((name for name, start in FAMILIES.items() if line.startswith(start)), line.split()[0])
-        found.setdefault(re.split("[-_.]", line)[0] if ".npz" in line else family, []).append(columns)
-    return grid("− RAVEN in points", {
-        f"{family} ({len(own)})": {
-            name: show([mean(gains(columns[name], columns["RAVEN"])) for columns in own], sign="+")
-            for name in COLUMNS if name != "RAVEN"
-        }
+        found.setdefault(re.split("[-_.]", line)[0] if ".npz" in line else family, []).append(above(columns))
+    lines = {
+        f"{family} ({len(own)})": {name: show([each[name] for each in own], sign="+") for name in own[0]}
         for family, own in found.items()
-    })  # fmt: skip
+    }
+    return grid("− RAVEN in points", lines)
 
 
 def auto(columns: dict) -> dict[str, str]:
@@ -380,11 +384,9 @@ def settings(columns: dict) -> dict[str, str]:
 
 def controls(columns: dict) -> dict[str, str]:
     """AdaptConf with its b, and with others in its place."""
-    kd, names = columns["KD"], {"AdaptConf": "adaptive"}
-    names |= {beta: f"{beta}: {meaning}" for beta, meaning in CONTROLS.items()}
-    own = {"b = 0 (KD, naive)": show(values(kd, "student"))}
-    # The order of the columns, of which AugConf has a table already.
-    return own | {header: gain(columns[name], kd) for name, header in names.items()}
+    kd = columns["KD"]
+    own = {"b = 0 (KD, naive)": show(values(kd, "student")), "adaptive": gain(columns["AdaptConf"], kd)}
+    return own | {f"{beta}: {meaning}": gain(columns[beta], kd) for beta, meaning in CONTROLS.items()}
 
 
 def alignment(table: Table) -> str:
