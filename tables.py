@@ -93,11 +93,11 @@ T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
 Table = dict[str, dict[str, dict[int, dict]]]  # table[line][column][seed] is a row
 
 
-def variants(names: tuple, flag: str, choices: list, usual: dict) -> dict:
-    """(name, choice) -> method and flags, of which the method's usual choice is none."""
+def at_rates(names: tuple, rates: list) -> dict:
+    """(name, rate) -> method and flags, of which its usual rate is none."""
     return {
-        (name, choice): (method, flags if choice == usual[method] else flags | {flag: choice})
-        for name in names for method, flags, _ in [COLUMNS[name]] for choice in choices
+        (name, lr): (method, flags if lr == USUAL_RATES[method] else flags | {"lr": lr})
+        for name in names for method, flags, _ in [COLUMNS[name]] for lr in rates
     }  # fmt: skip
 
 
@@ -163,8 +163,8 @@ def by_shots(rows: list[dict]):
 def of(rows: list[dict]) -> dict[str, Table]:
     """All tables of the rows, by name."""
     confident = {name: own for name, own in COLUMNS.items() if name in BASES or name in BASES.values()}
-    rates = variants(SOME, "lr", [*evaluate.RATES, "auto"], USUAL_RATES)
-    auto = variants(TUNED, "lr", ["usual", "auto"], dict.fromkeys(USUAL_RATES, "usual"))
+    rates = at_rates(SOME, [*evaluate.RATES, "auto"])
+    auto = {(name, "usual"): COLUMNS[name] for name in TUNED} | at_rates(TUNED, ["auto"])
     whole = {"compared": COLUMNS, "trust": TRUST, "confidence": confident, "rates": rates, "auto": auto}
     whole |= {"parts": ABLATION, "specialists": SPECIALISTS, "numbers": NUMBERED, "controls": SHARPENED}
     found = {name: tabulate(rows, lambda _, own=own: own, True) for name, own in whole.items()}
