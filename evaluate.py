@@ -9,12 +9,12 @@
 
 import argparse
 import hashlib
-import itertools
 import json
 import math
 import os
 import sys
 import time
+from itertools import islice, product
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -42,29 +42,19 @@ class Problem(NamedTuple):
     args: argparse.Namespace  # the flags, where none is given those of the task's recipe
     identity: dict  # of its row
     compiled: bool  # whether losses are compiled
-    begun: float  # time.perf_counter() when it was handed out
+    begun: float = 0.0  # time.perf_counter() when it was handed out
 
 
-def number(kind: type, low: float, high: float = 2**31 - 1):
-    """An argparse type: a number of that kind in [low, high]."""
+def number(kind: type, low: float, high: float = 2**31 - 1, word: str | None = None):
+    """An argparse type: a number of that kind in [low, high], or the word."""
 
     def parse(text):
-        if not low <= (value := kind(text)) <= high:
+        if text != word and not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return value
+        return text if text == word else kind(text)
 
     parse.__name__ = kind.__name__  # argparse's own error names it
     return parse
-
-
-def specialists_or_number(text: str) -> int | str:
-    """An argparse type: which weak models."""
-    return text if text == "specialists" else number(int, 1, teachers.MANY)(text)
-
-
-def rate(text: str) -> float | str:
-    """An argparse type: a learning rate, or "auto"."""
-    return text if text == "auto" else number(float, 0)(text)
 
 
 def pick_device(name: str) -> str:
@@ -85,7 +75,8 @@ def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(Path(file).name, description=about.splitlines()[0])
     parser.usage = argparse.SUPPRESS  # else an error would print it before its one line
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    add = parser.add_argument
+    add, rate = parser.add_argument, number(float, 0, word="auto")
+    several = number(int, 1, teachers.MANY, word="specialists")
     add("--task", nargs="+", default=data.EMBEDDED, help="see data.py")
     add("--seeds", nargs="+", type=number(int, 0), default=DEFAULT_SEEDS, help="a row per task and seed")
     add("--data-dir", help="folder of a real data set; digits, CIFAR-100 and HH-RLHF are else downloaded")
@@ -97,7 +88,7 @@ def flags(file: str, about: str, lr: float = 3e-5) -> argparse.ArgumentParser:
     add("--text-encoder", help="Hugging Face name or folder, for text tasks")
     add("--image-encoder", help="for folder tasks, else resnet50: tasks/pictures.py says what it may name")
     add("--weak-encoder", help="for folder tasks: weak models are heads on this encoder's features")
-    add("--weak-models", type=specialists_or_number, help="specialists by domain, or how many, of all kinds")
+    add("--weak-models", type=several, help="specialists by domain, or how many, of all kinds")
     add("--weak-temperatures", nargs="+", type=number(float, 1e-3), help="of each weak model: a control")
     # Else the task decides: data.HEAD, tasks/labelled.py, which has rates too.
     add("--steps", type=number(int, 1), help="of student and ceiling (linear heads: 1100), in 20 equal parts")
@@ -125,37 +116,31 @@ def missing(parser, argv, resolve=data.resolve, heads=False):
     InputError where heads, or a flag, asks for a task of linear heads and it is not.
 
     The identity names only the flags that differ from the defaults and from the task's recipe."""
-    args, method = parser.parse_args(argv), Path(parser.prog).stem
-    elsewhere = ("task", "seeds", "data_dir", "out", "device")
-    (rank, world), counted = store.rank(), itertools.count()
+    args, method, (rank, world) = parser.parse_args(argv), Path(parser.prog).stem, store.rank()
     store.commit()  # now, as this is the code that runs
     known = [resolve(name) for name in args.task]  # a typing error is found before any work
     Path(args.out).mkdir(parents=True, exist_ok=True)  # as is a folder that cannot be made
+    changed = args.lr == "auto" or args.protocol or args.weak_models or args.weak_temperatures
     for each in known:
-        changed = args.weak_models or args.weak_temperatures
-        if (heads or args.lr == "auto" or args.protocol or changed) and each.recipe is not data.HEAD:
+        if (heads or changed) and each.recipe is not data.HEAD:
             asked = "this method" if heads else "--lr auto, --protocol, --weak-models or --weak-temperatures"
             raise data.InputError(f"{asked} is for linear heads on features, not for {each.name}")
         if (args.image_encoder or args.weak_encoder) and not data.folders(each.name):
             raise data.InputError(f"--image-encoder and --weak-encoder are for folder tasks, not {each.name}")
         if args.weak_models and each.name.endswith(".npz"):
             raise data.InputError(f"{each.name} has weak models of its own")
-        usual = vars(parser.parse_args([])) | each.recipe
-        if args.protocol:
-            found = searched(method, each.kind, getattr(args, "supervision", None))  # not all have one
-            usual |= found
-        own = vars(parser.parse_args(argv, argparse.Namespace(**usual)))
-        own["protocol"] = args.protocol and found
+    elsewhere = ("task", "seeds", "data_dir", "out", "device")
+    for each, seed in islice(product(known, args.seeds), rank, None, world):
+        found = args.protocol and searched(method, each.kind, getattr(args, "supervision", None))
+        usual = vars(parser.parse_args([])) | each.recipe | (found or {})
+        own = vars(parser.parse_args(argv, argparse.Namespace(**usual))) | {"protocol": found}
         given = {key: own[key] for key in own if key not in elsewhere and own[key] != usual[key]}
         folder = args.data_dir if each.has_files else None
-        for seed in args.seeds:
-            if next(counted) % world != rank:
-                continue
-            identity = store.identity(method, each.name, seed, folder, args.device, given)
-            if row := store.find_row(args.out, identity):
-                print(json.dumps(row), flush=True)
-            else:
-                yield each, argparse.Namespace(**own | {"seed": seed}), identity
+        identity = store.identity(method, each.name, seed, folder, args.device, given)
+        if row := store.find_row(args.out, identity):
+            print(json.dumps(row), flush=True)
+        else:
+            yield each, argparse.Namespace(**own, seed=seed), identity
 
 
 def searches() -> list[dict]:
@@ -178,19 +163,21 @@ def compile_wanted(args) -> bool:
 def problems(parser, argv=None, heads=False):
     """A Problem for each task and seed that has no row yet. heads: only of tasks of linear heads."""
     for known, args, identity in missing(parser, argv, heads=heads):
-        given = (args.data_dir, args.device, args.encoder_steps)
         chosen = ("text_encoder", "image_encoder", "weak_encoder", "weak_models")
-        task = teachers.supervise(known, args.seed, *given, **{key: getattr(args, key) for key in chosen})
+        chosen = {key: getattr(args, key) for key in chosen}
+        task = teachers.supervise(known, args.seed, args.data_dir, args.device, args.encoder_steps, **chosen)
         if args.weak_temperatures:
             task = teachers.sharpen(task, args.weak_temperatures)
+        problem = Problem(task, args, identity, compile_wanted(args))
         if args.lr == "auto":
-            args.lr = choose_lr(task, args, identity)
-        yield Problem(task, args, identity, compile_wanted(args), time.perf_counter())
+            args.lr = choose_lr(problem)
+        yield problem._replace(begun=time.perf_counter())
 
 
-def trained(task: data.Task, args, identity: dict, name: str, targets: torch.Tensor, lr: float):
+def trained(problem: Problem, name: str, targets: torch.Tensor, lr: float) -> torch.nn.Module:
     """The seed's student after training on strong_train's x and these targets alone, (N,) or (N, C). Kept in
-    the cache."""
+    the cache. name: for the progress bar."""
+    task, args, identity, *_ = problem
     recipe = {key: getattr(args, key) for key in ("batch_size", "optimizer", "seed")}
     recipe |= {"epochs": EPOCHS, "length": math.ceil(args.steps / EPOCHS), "lr": lr}
     key = {key: identity[key] for key in ("task", "data", "device")}
@@ -206,15 +193,17 @@ def trained(task: data.Task, args, identity: dict, name: str, targets: torch.Ten
     return student.eval()
 
 
-def choose_lr(task: data.Task, args, identity: dict) -> float:
+def choose_lr(problem: Problem) -> float:
     """Of RATES the one whose student of the mean weak label agrees most with prototypes.label, which sees no
     true label either. The same for all methods."""
-    x, _, weak_probs, _ = task.strong_train
-    wanted, agreement = prototypes.label(x, weak_probs).argmax(-1), {}
-    for lr in RATES:
-        student = trained(task, args, identity, "naive 0 of 1", weak_probs.mean(1), lr)
-        agreement[lr] = accuracy(models.predict(student, x), wanted)
-    return max(agreement, key=agreement.get)
+    x, _, weak_probs, _ = problem.task.strong_train
+    wanted, targets = prototypes.label(x, weak_probs).argmax(-1), weak_probs.mean(1)
+
+    def agreement(lr):
+        student = trained(problem, "naive 0 of 1", targets, lr)
+        return accuracy(models.predict(student, x), wanted)
+
+    return max(RATES, key=agreement)
 
 
 def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
@@ -294,20 +283,18 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
     The PGR compares the student of one weak model with that model, and the student of several with their mean
     accuracy (RAVEN, Eq. 18)."""
     seconds = time.perf_counter() - problem.begun
-    task, (x, y, weak_probs, _) = problem.task, problem.task.test
+    task, args, (x, y, weak_probs, _) = problem.task, problem.args, problem.task.test
     scores = [models.predict(student, x) for student in students]
     if not all(each.isfinite().all() for each in scores):
         raise data.InputError("training diverged: lower the learning rates")
-    strong, given = task.strong_train, problem[:3]
     targets = targets or supervisors(problem, "test")
-    ceiling = trained(*given, "ceiling", strong.y, problem.args.ceiling_lr)
+    ceiling = trained(problem, "ceiling", task.strong_train.y, args.ceiling_lr)
     best, own = accuracy(models.predict(ceiling, x), y), [accuracy(each, y) for each in scores]
     weak = [accuracy(each, y) for each in weak_probs.unbind(1)]
     bases = weak if len(own) == len(weak) else [mean(weak)] * len(own)
     recovered = [pgr(base, student, best, len(y)) for base, student in zip(bases, own)]
     votes = weak_probs.argmax(-1)
     same = (votes[:, :, None] == votes[:, None]).double().mean(0)  # (M, M), 1 on the diagonal
-    agreement = [accuracy(each, target.argmax(-1)) for each, target in zip(scores, targets)]
     row = {
         "kind": task.kind,
         "setting": task.setting and task.setting.name,
@@ -317,23 +304,23 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
         "weak_confidence": weak_probs.amax(-1).double().mean(0).tolist(),
         "weak_agreement": ((same.sum(0) - 1) / max(1, len(weak) - 1)).tolist(),  # with one of the others
         **({"students": own} if len(own) > 1 else {}),
-        "lr": problem.args.lr,
+        "lr": args.lr,
         "student": mean(own),
         "ceiling": best,
         "pgr": None if None in recovered else mean(recovered),
-        "agreement": mean(agreement),
+        "agreement": mean(accuracy(each, target.argmax(-1)) for each, target in zip(scores, targets)),
         "val": mean(accuracy(models.predict(student, task.val.x), task.val.y) for student in students),
         "n_test": len(y),
         **figures,
+        "agreement_naive": None,
     }
-    row["agreement_naive"] = None
-    if naive and strong.labels is None:
+    labels = task.strong_train.labels
+    if naive and labels is None:
         named = ((f"naive {i} of {len(own)}", q) for i, q in enumerate(supervisors(problem)))
-        others = (trained(*given, name, q, problem.args.lr) for name, q in named)
-        said = [models.predict(other, x).argmax(-1) for other in others]
+        said = [models.predict(trained(problem, *each, args.lr), x).argmax(-1) for each in named]
         row["agreement_naive"] = mean(map(accuracy, scores, said))
-    if strong.labels is not None and not strong.labels.equal(strong.y):  # else that is the ceiling
-        alone = trained(*given, "labels alone", strong.labels, problem.args.ceiling_lr)
+    if labels is not None and not labels.equal(task.strong_train.y):  # else that is the ceiling
+        alone = trained(problem, "labels alone", labels, args.ceiling_lr)
         row["labels_alone"] = accuracy(models.predict(alone, x), y)
     if task.novel:
         networks = {"student": students[0], "ceiling": ceiling, "weak": models.load_teacher(task)}
@@ -343,4 +330,4 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
             generator = torch.Generator().manual_seed(0)
             row["few_shot"][part] = labelled.few_shot(split.y.cpu(), features, generator)
     row["seconds"] = round(seconds, 2)  # of training the students
-    print(json.dumps(store.save_row(problem.args.out, problem.identity, row)), flush=True)
+    print(json.dumps(store.save_row(args.out, problem.identity, row)), flush=True)

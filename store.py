@@ -68,11 +68,11 @@ def identity(method: str, task: str, seed: int, folder: str | None, device: str,
 
     folder: the user's --data-dir; flags: those that differ from the defaults."""
     own, name = (task, Path(task).name) if task.endswith(".npz") else (folder, task)
-    for key in {"text_encoder", "image_encoder", "weak_encoder", "policy"} & flags.keys():
-        flags = flags | {key: data.row_name(flags[key])}
-    row = {"method": method, "task": name, "data": own and data.fingerprint(own, data.folders(task))}
-    row |= {"seed": seed}
-    return row | {"version": VERSION, "torch": torch.__version__, "device": device, "flags": flags}
+    users = {"text_encoder", "image_encoder", "weak_encoder", "policy"} & flags.keys()
+    flags = flags | {key: data.row_name(flags[key]) for key in users}
+    content = own and data.fingerprint(own, data.folders(task))
+    row = {"method": method, "task": name, "data": content, "seed": seed, "version": VERSION}
+    return row | {"torch": torch.__version__, "device": device, "flags": flags}
 
 
 @functools.cache
@@ -94,6 +94,11 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def write_rows(path: Path, rows: list[dict]) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write(lines.encode()))
+
+
 def find_row(out: str, wanted: dict) -> dict | None:
     """The row of OUT/METHOD.jsonl that agrees with `wanted` in all it names, or None."""
     rows = read_rows(Path(out, f"{wanted['method']}.jsonl"))
@@ -106,6 +111,5 @@ def save_row(out: str, identity: dict, figures: dict) -> dict:
     with locked(path):
         if (row := find_row(out, identity)) is None:
             row = identity | {"commit": commit()} | figures
-            lines = "".join(json.dumps(each) + "\n" for each in [*read_rows(path), row])
-            write_atomically(path, lambda file: file.write(lines.encode()))
+            write_rows(path, [*read_rows(path), row])
     return row
