@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import write_lines
 
 import benchmark
 
@@ -20,25 +21,25 @@ def test_published_formula_and_ours_have_the_same_gradients(method):
     assert len(gradients) == (2 if method == "raven" else 1) and all(part.abs().max() > 0 for part in own)
 
 
-def test_limit_and_ratios_of_a_loss(monkeypatch):
-    """Logits and three weak labels read, a gradient written: 5 of (40, 7), of a copy's bytes."""
-    times = iter([4.0, 3.0, 2.0, 8.0])  # published, ours, compiled, and the copy
-    monkeypatch.setattr(benchmark, "seconds", lambda run: next(times))
-    figures = benchmark.measure_loss("raven", 40, 7, "float32", "cpu")
-    limit = 8.0 * 5 * 40 * 7 * 4 / (2 * 4 * 2**26)
-    assert figures["limit, ms"] == pytest.approx(1000 * limit) and figures["ours, ms"] == 3000
-    assert figures["published / compiled"] == 2 and figures["limit / compiled"] == pytest.approx(limit / 2)
-
-
-def test_publishing_keeps_the_other_device(tmp_path, monkeypatch):
+def test_what_is_published_of_a_device_beside_the_other(tmp_path, monkeypatch):
+    """The limit of RAVEN: logits and three weak labels read, a gradient written: 5 of (40, 7), of a copy's
+    bytes."""
+    times = iter([4.0, 3.0, 2.0, 8.0, 0.5, 1.0, 12.3456])  # published, ours, compiled, copy; the loops
+    monkeypatch.setattr(benchmark, "seconds", lambda run, *given: [next(times), run(*given)][0])
+    monkeypatch.setattr(benchmark.evaluate, "compiled", lambda loss, argnums=(0,): loss)
+    monkeypatch.setattr(benchmark, "SHAPES", [(40, 7, "float32")])
+    monkeypatch.setattr(benchmark, "PUBLISHED", {"raven": benchmark.published_raven})
+    monkeypatch.setattr(benchmark, "PROBES", {"cpu": [(9, 2, 3)]})
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
-    readme = tmp_path / "README.md"
+    readme, kept = tmp_path / "README.md", {"machine": "a GPU", "kind": "loss", "method": "naive", "n": 9}
     readme.write_text("a\n<!-- benchmark -->\nold\n<!-- end of benchmark -->\nb\n")
-    row = {"kind": "loss", "method": "naive", "n": 9, "ours, ms": 12.3456}
-    for device, machine in (("cpu", "a box"), ("cuda", "a GPU"), ("cpu", "another box")):
-        benchmark.publish([{"device": device, "machine": machine} | row])
-    rows = [json.loads(line) for line in (tmp_path / "benchmark.jsonl").read_text().splitlines()]
-    assert [row["machine"] for row in rows] == ["a GPU", "another box"]
-    table = "| method | n | ours, ms |\n| --- | --- | --- |\n| naive | 9 | 12.3 |"
-    tables = "\n\n".join(f"Loss path; {machine}:\n\n{table}" for machine in ("a GPU", "another box"))
-    assert readme.read_text() == f"a\n<!-- benchmark -->\n{tables}\n<!-- end of benchmark -->\nb\n"
+    write_lines(tmp_path / "benchmark.jsonl", [{"device": "cuda"} | kept, {"device": "cpu"}])
+    benchmark.main(["--publish", "--device", "cpu"])
+    other, loss, loop = map(json.loads, (tmp_path / "benchmark.jsonl").read_text().splitlines())
+    assert other == {"device": "cuda"} | kept and loop["ours, compiled, s"] == 12.3456
+    assert loss["ours, ms"] == 3000 and loss["published / compiled"] == 2
+    limit = 8.0 * 5 * 40 * 7 * 4 / (2 * 4 * 2**26)
+    assert [loss["limit, ms"], loss["limit / compiled"]] == pytest.approx([1000 * limit, limit / 2])
+    first = "Loss path; a GPU:\n\n| method | n |\n| --- | --- |\n| naive | 9 |"
+    assert readme.read_text().startswith(f"a\n<!-- benchmark -->\n{first}\n\n")
+    assert readme.read_text().endswith("\n| 9 | 2 | 3 | 0.5 | 1 | 12.3 |\n<!-- end of benchmark -->\nb\n")

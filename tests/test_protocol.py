@@ -1,56 +1,57 @@
 """protocol.py: which trials a search makes, what it keeps."""
 
-import json
+from statistics import mean
 
 import numpy as np
+import pytest
 from conftest import write_lines
 
 import evaluate
 import protocol
-
-ROWS, COLUMNS = protocol.RATES, [0.1, 0.2, 0.3, 0.4, 0.5]
-
-
-def hill(best):
-    """The trials of a search, in order, whose value falls with the distance from `best` (row, column)."""
-    tried = []
-
-    def trial(lr, own):
-        tried.append((ROWS.index(lr), COLUMNS.index(own)))
-        return -abs(tried[-1][0] - best[0]) - abs(tried[-1][1] - best[1])
-
-    found = protocol.search(trial, ROWS, COLUMNS, 2)
-    assert list(found) == [(ROWS[i], COLUMNS[j]) for i, j in tried]
-    return tried
+import store
 
 
 def test_a_search_goes_from_the_middle_to_the_neighbours_of_the_best():
+    tried = []
+
+    def trial(row, column):  # best at (5, 3)
+        tried.append((row, column))
+        return -abs(row - 5) - abs(column - 3)
+
+    found = protocol.search(trial, range(9), range(5), 2)
     middle = [(i, j) for i in (2, 3, 4) for j in (1, 2, 3)]
-    assert hill((3, 2)) == [*middle, (1, 2), (3, 0), (3, 4)]  # whose neighbours are all tried
-    assert hill((5, 3)) == [*middle, (4, 4), (5, 3), (5, 2)]
-    assert hill((0, 0))[9:] == [(1, 1), (2, 0), (0, 1)]
+    assert list(found) == tried == [*middle, (4, 4), (5, 3), (5, 2)] and found[5, 2] == -1
 
 
-def test_what_is_found_is_kept_beside_other_kinds(npz, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", protocol.TASKS)
+def test_published_searches_follow_from_their_trials(kind, tmp_path, monkeypatch):
+    """And stand beside those of other kinds, in place of older ones."""
+    published, searches = evaluate.searches(), {}
+    for line in published:
+        trials = {(lr, own): val for lr, own, val in line["trials"]}
+        searches[line["kind"], line["method"], line["supervision"]] = trials
+
+    def val(method, fixed, flag, lr, own):
+        return searches[kind, method, fixed[-1] if "--supervision" in fixed else None][lr, own]
+
+    monkeypatch.setattr(protocol, "val", val)
+    monkeypatch.setattr(protocol, "save_npz", lambda name, *given: name)
     monkeypatch.setattr(evaluate, "PROTOCOL", tmp_path / "protocol.jsonl")
-    monkeypatch.setattr(protocol, "TASKS", {"image": [npz], "text": []})
-    monkeypatch.setattr(protocol, "OWN", {"raven": ("weight_lr", [1e-3, 1e-2, 1e-1])})
-    monkeypatch.setattr(protocol, "RATES", [1e-5, 1e-4, 1e-3, 1e-2])
-    monkeypatch.setattr(protocol, "TRIALS", 11)
-    monkeypatch.setattr(protocol, "SEEDS", ["10"])
-    old = {"kind": "text", "method": "raven", "supervision": None, "flags": {}, "trials": []}
-    write_lines(evaluate.PROTOCOL, [old, old | {"kind": "image"}])
-    protocol.main(["image"])
-    new, kept = map(json.loads, evaluate.PROTOCOL.read_text().splitlines())
-    assert kept == old and json.loads(capsys.readouterr().out) == new
-    lr, weight_lr, val = max(new["trials"], key=lambda trial: trial[2])
-    assert new["flags"] == {"lr": lr, "weight_lr": weight_lr} and len(new["trials"]) == 11
-    rows = [json.loads(row) for row in open("runs/protocol/raven.jsonl")]
-    assert len(rows) == len(new["trials"]) and val == max(row["val"] for row in rows)
+    others = [line for line in published if line["kind"] != kind]
+    write_lines(evaluate.PROTOCOL, [*others, {"kind": kind, "method": "old"}])
+    protocol.main([kind])
+    assert evaluate.searches() == published
+
+
+def test_a_trial_is_the_mean_of_what_the_rows_say(npz):
+    found = protocol.val("naive", ["--task", npz, "--seeds", "10", "11"], "batch_size", 1e-3, 16)
+    rows = store.read_rows(protocol.Path("runs/naive.jsonl"))
+    assert [row["seed"] for row in rows] == [10, 11] and rows[0]["flags"] == {"lr": 1e-3, "batch_size": 16}
+    assert found == mean(row["val"] for row in rows)
 
 
 def test_a_task_is_saved_as_a_file(amazon):
     path = protocol.save_npz("text:books:kitchen", ".", str(amazon), None)
     with np.load(path) as arrays:
         assert path == "kitchen.npz" and arrays["weak_probs"].shape == (60, 3, 2)
-        assert arrays["x"].shape[0] == len(arrays["y"]) == 60
+        assert arrays["x"].shape[0] == len(arrays["y"]) == 60 and set(arrays["y"]) == {0, 1}
