@@ -204,7 +204,7 @@ def test_the_compile_flag_reaches_the_loss(npz, monkeypatch):
         ("--device cuda:99", "no device 'cuda:99'"),
         ("--steps 0", "--steps"),
         ("--lr nan", "--lr"),
-        ("--weak-models 21", "--weak-models"),
+        ("--task small.npz --weak-models 21", "argument --weak-models"),
         (f"--out {__file__}", "exists"),
         ("--task text:books:kitchen", "--data-dir"),
         ("--task glyphs glyphs-distill --weak-models 3", "is for linear heads on features, not for glyphs-d"),

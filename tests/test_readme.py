@@ -17,11 +17,9 @@ SCRIPTS = [path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("methods
 BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```bash\n(.*?)```", page, re.S)]
 BLOCKS += [line for text in SCRIPTS for line in re.findall(r"^    (python .*)", text, re.M)]  # of docstrings
 COMMANDS = {line.split(" # ")[0].strip() for block in BLOCKS for line in block.splitlines()}
+PARSED = sorted(each for each in COMMANDS if re.match(r"python|torchrun|\./", each))
 WORDS = """ablations alignment rates protocol settings cifar100 --publish [FOLDER] runs/trial
     FILE.png results/geometry.png --data-dir crisis --text-encoder FOLDER""".split() + [*protocol.TASKS]
-
-
-PARSED = sorted(each for each in COMMANDS if re.match(r"python|torchrun|\./", each))
 
 
 @pytest.mark.parametrize("command", PARSED)
