@@ -132,7 +132,6 @@ def train_policy(
 
 
 def main(argv=None) -> None:
-    """Prints and keeps one row per task and seed."""
     import evaluate
     from tasks import alignment
 
@@ -157,9 +156,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
+    from reproduce import run
 
-    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
-    import evaluate
-
-    evaluate.run(main)
+    run(main)
