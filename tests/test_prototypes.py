@@ -42,8 +42,8 @@ def test_pairs_stand_in_both_orders():
 def test_auto_takes_the_rate_whose_student_agrees_most_with_the_labels(best, npz, monkeypatch):
     """Stand-ins for students: one says what prototypes say, the others what they learned."""
 
-    def trained(task, args, identity, name, targets, lr):
-        x, _, weak_probs, _ = task.strong_train
+    def trained(problem, name, targets, lr):
+        x, _, weak_probs, _ = problem.task.strong_train
         assert targets.equal(weak_probs.mean(1))
         said = prototypes.label(x, weak_probs) if lr == best else targets
         return lambda x: said

@@ -74,7 +74,7 @@ FILLED = {  # word of run_all.sh -> the tables that it fills, and their lines
     "": {"heads": WHOLE, "trust": data.EMBEDDED},
     "rates": {"rates": data.EMBEDDED, "auto": data.EMBEDDED},
     "protocol": {"protocol": data.EMBEDDED},
-    "ablations": {"ablation": SHIFTED, "numbers": SHIFTED, "controls": SHIFTED, "specialists": SHIFTED[1:]},
+    "ablations": {"parts": SHIFTED, "numbers": SHIFTED, "controls": SHIFTED, "specialists": SHIFTED[1:]},
     "alignment": {"policies": ["reviews-dpo"]},
     "settings": {"settings": [f"glyphs-{name}" for name in LABELLED] + SHIFTED},
     "cifar100": {"settings": ["cifar100-distill"]},
