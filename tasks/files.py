@@ -95,11 +95,12 @@ def dialogues(domain: str, data_dir: str | None) -> list[tuple[str, tuple[str, s
 
 def read_json_lines(data_dir: str, names: str, fields: dict[str, type]) -> list[dict]:
     """The rows of JSON-lines files, plain or .gz. InputError names file and line where a field is missing."""
-    found = [file for end in ("", ".gz") for file in glob.glob(f"{glob.escape(data_dir)}/{names}{end}")]
+    ends, folder = (".gz", ""), glob.escape(data_dir)  # of a file that is there as both, the plain one
+    found = {file.removesuffix(".gz"): file for end in ends for file in glob.glob(f"{folder}/{names}{end}")}
     if not found:
         raise InputError(f"no {names}[.gz] in {data_dir}: --data-dir names the folder")
     rows = []
-    with fileinput.FileInput(sorted(found), mode="rb", openhook=fileinput.hook_compressed) as lines:
+    with fileinput.FileInput(sorted(found.values()), mode="rb", openhook=fileinput.hook_compressed) as lines:
         try:
             for line in filter(bytes.strip, lines):
                 rows.append(row := json.loads(line))
@@ -128,7 +129,8 @@ def arrays(path: str, seed: int) -> list[dict[str, torch.Tensor]]:
             for key in [key for key in types if key in file or key in ("x", "weak_probs", "y")]:
                 found[key] = file[key].astype(types[key], casting="same_kind")
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
-        raise InputError(f"{path}: no array {key} of {types[key]}: {error}") from error
+        expected = f"expected is an .npz file with {key} as plain {types[key]}"
+        raise InputError(f"{path}: {expected}: {error}") from error
     x, weak_probs = found["x"], found["weak_probs"]
 
     def require(condition, message):

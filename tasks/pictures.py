@@ -98,7 +98,7 @@ def features(name: str, network, transform, files: list[str], device: str, half:
     parts = []
     try:
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half and "cuda" in device):
-            for batch in tqdm(batches, name, disable=None):
+            for batch in tqdm(batches, name, unit=" images", unit_scale=64, disable=None):
                 out = network(batch.to(device))
                 if not torch.is_tensor(out) or len(out) != len(batch):
                     raise InputError(f"cannot use {name}: expected is a tensor with a row for each image")

@@ -211,17 +211,17 @@ def test_npz_with_pairs_in_half_precision(arrays):
 
 
 BAD_ARRAYS = [
-    ("weak_probs", None, "no array weak_probs"),
+    ("weak_probs", None, "with weak_probs as"),
     ("x", lambda x: x[..., None], "x has shape"),
     ("x", lambda x: x[1:], "x has shape"),
     ("x", lambda x: np.where(np.arange(6) == 2, np.nan, x), "x has NaN"),
-    ("x", lambda x: np.array([{}] * 400), "no array x of float32: Object arrays"),
+    ("x", lambda x: np.array([{}] * 400), "with x as plain float32: Object arrays"),
     ("x", lambda x: np.zeros((400, 2, 3)), "x has shape .* pairs"),
     ("weak_probs", lambda q: q[:, 0], "weak_probs has shape"),
     ("weak_probs", lambda q: q * 1.1, "not to 1"),
     ("weak_probs", lambda q: q + np.array([1, -1, 0, 0]), "negative"),
     ("y", lambda y: y + 1, "y of shape .*expected are 400 numbers from 0 to 3"),
-    ("y", lambda y: y * 1.0, "no array y of int64: Cannot cast"),
+    ("y", lambda y: y * 1.0, "with y as plain int64: Cannot cast"),
     ("y", lambda y: y[1:], "y of shape"),
     ("split", lambda _: np.zeros(400, dtype=int), "a split has no sample"),
 ]

@@ -227,7 +227,7 @@ def test_a_bad_file_ends_a_script_with_one_line_and_keeps_the_rows_before_it(npz
     command = [sys.executable, str(ROOT / "methods" / "naive.py"), "--task", npz, "bad.npz", "--seeds", "0"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("naive.py: bad.npz: no array x")
+    assert done.stderr.startswith("naive.py: bad.npz: expected is an .npz file")
     assert len(done.stdout.splitlines()) == len(store.read_rows(Path("runs/naive.jsonl"))) == 1
 
 
