@@ -47,7 +47,7 @@ class Alignment(NamedTuple):
     gold: torch.Tensor  # (N, 2), the truth
     reward_models: list[str]  # their M names
     prompts: dict[str, list[str]]  # of "val" and "test", held out
-    judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,) bool
+    judge: Callable  # prompts, responses (lists of N) -> gold reward (N,), well-formed (N,): 0 or 1
 
 
 def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
