@@ -62,8 +62,9 @@ def test_a_row_that_exists_is_printed_not_computed(npz, monkeypatch):
 def test_a_flag_goes_before_the_recipe_of_the_task():
     parser = evaluate.flags("naive.py", "about")
     for given, lr, flags in (([], 1e-2, {}), (["--lr", "3e-5"], 3e-5, {"lr": 3e-5})):
-        [(_, args, row)] = evaluate.missing(parser, ["--task", "glyphs-distill", "--seeds", "0", *given])
+        [(_, args, row)] = evaluate.missing(parser, ["--task", "glyphs-distill", "--seeds", "3", *given])
         assert args.lr == lr and row["flags"] == flags and args.ceiling_lr == 1e-2
+        assert args.seed == row["seed"] == 3
 
 
 def test_the_protocol_sets_flags_by_kind_of_task_and_flags_override(npz, tmp_path, monkeypatch):

@@ -35,12 +35,13 @@ def call(tmp_path):
     fake, log = tmp_path / "python3", tmp_path / "log"
     fake.write_text(FAKE)
     fake.chmod(0o755)
+    usual = {key: os.environ[key] for key in os.environ.keys() - {"PYTHON", "OUT"}}
+    usual |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
 
     def call(script, *arguments, **variables):
         log.write_text("")
-        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "PYTHON": "", "OUT": ""}
-        command, variables = [str(tmp_path / "a folder" / script), *arguments], os.environ | own | variables
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, env=variables)
+        command = [str(tmp_path / "a folder" / script), *arguments]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, env=usual | variables)
         return done.returncode, done.stderr, log.read_text().splitlines()
 
     return call
