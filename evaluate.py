@@ -206,10 +206,10 @@ def choose_lr(problem: Problem) -> float:
     return max(RATES, key=agreement)
 
 
-def supervisors(problem: Problem, split: str = "strong_train") -> list[torch.Tensor]:
+def supervisors(problem: Problem) -> list[torch.Tensor]:
     """What each of S students learns from, (N, C) each: every weak model's labels, their mean, or the class
     that most of them name; of several such classes the one with the largest mean."""
-    weak_probs = getattr(problem.task, split).weak_probs
+    weak_probs = problem.task.strong_train.weak_probs
     mean_label, num_classes = weak_probs.mean(1), weak_probs.shape[-1]
     if problem.args.supervision == "vote":
         votes = F.one_hot(weak_probs.argmax(-1), num_classes).sum(1)
@@ -275,10 +275,9 @@ def pgr(weak: float, student: float, ceiling: float, n: int) -> float | None:
     return (student - weak) / (ceiling - weak) if ceiling - weak > 2 * standard_error else None
 
 
-def report(problem: Problem, students: list, targets=None, naive=True, **figures) -> None:
-    """Scores S trained students, prints and saves the row. targets: S (N, C), what supervised them, on test,
-    by default `supervisors`; naive: compare with naive students of the same labels, rate and length; figures:
-    the method's own. InputError where training diverged.
+def report(problem: Problem, students: list, naive=False, **figures) -> None:
+    """Scores S trained students, prints and saves the row. naive: compares with naive students of the same
+    labels, rate and length; figures: the method's own. InputError where training diverged.
 
     The PGR compares the student of one weak model with that model, and the student of several with their mean
     accuracy (RAVEN, Eq. 18)."""
@@ -287,7 +286,6 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
     scores = [models.predict(student, x) for student in students]
     if not all(each.isfinite().all() for each in scores):
         raise data.InputError("training diverged: lower the learning rates")
-    targets = targets or supervisors(problem, "test")
     ceiling = trained(problem, "ceiling", task.strong_train.y, args.ceiling_lr)
     best, own = accuracy(models.predict(ceiling, x), y), [accuracy(each, y) for each in scores]
     weak = [accuracy(each, y) for each in weak_probs.unbind(1)]
@@ -308,7 +306,6 @@ def report(problem: Problem, students: list, targets=None, naive=True, **figures
         "student": mean(own),
         "ceiling": best,
         "pgr": None if None in recovered else mean(recovered),
-        "agreement": mean(accuracy(each, target.argmax(-1)) for each, target in zip(scores, targets)),
         "val": mean(accuracy(models.predict(student, task.val.x), task.val.y) for student in students),
         "n_test": len(y),
         **figures,

@@ -137,7 +137,8 @@ def main(argv=None) -> None:
             students.append(student)
         agreement, trust = torch.tensor(histories, dtype=torch.double).nanmean(0).T.tolist()  # over students
         trust = [None if b != b else b for b in trust]
-        evaluate.report(problem, students, agreement_history=agreement, disagreement_beta_history=trust)
+        figures = {"agreement_history": agreement, "disagreement_beta_history": trust}
+        evaluate.report(problem, students, naive=True, **figures)
 
 
 if __name__ == "__main__":

@@ -91,12 +91,11 @@ def main(argv=None) -> None:
     add, share = parser.add_argument, evaluate.number(float, 0, 1)
     add("--gamma", type=share, default=0.5, help="weight of the student's own class; the papers: .5")
     for problem in evaluate.problems(parser, argv, heads=True):
-        weak_probs, test_probs = problem.task.strong_train.weak_probs, problem.task.test.weak_probs
-        student, training = evaluate.start(problem, weak_probs)
+        student, training = evaluate.start(problem, problem.task.strong_train.weak_probs)
         student.reset_parameters()
         own = {"gamma": problem.args.gamma, "loss_of": evaluate.loss_of(problem, bayes_loss)}
         train_student(student, **training, **own)
-        evaluate.report(problem, [student], [test_probs.mean(1)], naive=False)
+        evaluate.report(problem, [student])
 
 
 if __name__ == "__main__":

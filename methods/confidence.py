@@ -114,7 +114,7 @@ def main(argv=None) -> None:
             own = {"alpha": args.alpha, "alpha_ramp": args.alpha_ramp, "balanced": args.balanced}
             train_student(student, **training, **own, loss_of=evaluate.loss_of(problem, confidence_loss))
             students.append(student)
-        evaluate.report(problem, students)
+        evaluate.report(problem, students, naive=True)
 
 
 if __name__ == "__main__":

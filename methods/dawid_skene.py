@@ -64,12 +64,11 @@ def main(argv=None) -> None:
     help = "alpha, counts added to every cell"
     parser.add_argument("--smoothing", type=evaluate.number(float, 1e-6), default=1.0, help=help)
     for problem in evaluate.problems(parser, argv, heads=True):
-        splits = [problem.task.strong_train, problem.task.test]
-        targets, test_targets = (label(split.weak_probs, problem.args.smoothing) for split in splits)
+        strong = problem.task.strong_train
+        targets = label(strong.weak_probs, problem.args.smoothing)
         student, training = evaluate.start(problem, targets)
         naive.train_student(student, **training, loss_of=evaluate.loss_of(problem, naive.naive_loss))
-        right = evaluate.accuracy(targets, problem.task.strong_train.y)
-        evaluate.report(problem, [student], [test_targets], naive=False, labels_right=right)
+        evaluate.report(problem, [student], labels_right=evaluate.accuracy(targets, strong.y))
 
 
 if __name__ == "__main__":

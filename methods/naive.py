@@ -74,7 +74,7 @@ def main(argv=None) -> None:
             student, training = evaluate.start(problem, weak_probs)
             train_student(student, **training, loss_of=evaluate.loss_of(problem, naive_loss))
             students.append(student)
-        evaluate.report(problem, students, naive=False)
+        evaluate.report(problem, students)
 
 
 if __name__ == "__main__":

@@ -76,13 +76,11 @@ def main(argv=None) -> None:
     add("--gamma", type=evaluate.number(float, 1e-3), default=2.0, help="of the covariance's shrinkage")
     add("--rounds", type=evaluate.number(int, 1), default=4, help="how often prototypes are made")
     for problem in evaluate.problems(parser, argv, heads=True):
-        own = {"gamma": problem.args.gamma, "rounds": problem.args.rounds}
-        splits = [problem.task.strong_train, problem.task.test]
-        targets, test_targets = (label(split.x, split.weak_probs, **own) for split in splits)
+        strong, own = problem.task.strong_train, {"gamma": problem.args.gamma, "rounds": problem.args.rounds}
+        targets = label(strong.x, strong.weak_probs, **own)
         student, training = evaluate.start(problem, targets)
         naive.train_student(student, **training, loss_of=evaluate.loss_of(problem, naive.naive_loss))
-        right = evaluate.accuracy(targets, problem.task.strong_train.y)
-        evaluate.report(problem, [student], [test_targets], naive=False, labels_right=right)
+        evaluate.report(problem, [student], labels_right=evaluate.accuracy(targets, strong.y))
 
 
 if __name__ == "__main__":

@@ -131,13 +131,9 @@ def main(argv=None) -> None:
         own["weight_lr"] = eta if args.weight_lr is None else args.weight_lr
         own["loss_of"] = evaluate.loss_of(problem, raven_loss, argnums=(0, 2))
         student, training = evaluate.start(problem, weak_probs)
-        weight_history = train_student(student, **training, **own)
-        easy, final = unanimous(weak_probs).double(), weight_history[-1]
-        evaluate.report(
-            problem, [student], [combination(task.test.weak_probs, final)], combined=combined, naive=False,
-            weights=final.tolist(), weight_history=weight_history.tolist(), easy_fraction=easy.mean().item(),
-            easy_classes=weak_probs[easy > 0, 0].argmax(-1).bincount(minlength=task.num_classes).tolist(),
-        )  # fmt: skip
+        history = train_student(student, **training, **own).tolist()
+        figures = {"combined": combined, "easy_fraction": unanimous(weak_probs).double().mean().item()}
+        evaluate.report(problem, [student], weights=history[-1], weight_history=history, **figures)
 
 
 if __name__ == "__main__":

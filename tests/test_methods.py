@@ -142,7 +142,7 @@ def test_flags_reach_the_method(method, flags, wanted, npz, monkeypatch):
 def test_students_of_all_weak_models_at_once(method, npz):
     """They are for linear heads, and better there than the best weak model."""
     [row] = run_script(method, "--task", npz, "--seeds", "0", "--lr", "1e-2")
-    assert row["student"] > max(row["weak"]) and row["agreement"] > 0.8
+    assert row["student"] > max(row["weak"])
     assert row.get("labels_right", 1) > sorted(row["weak"])[1] + 0.1
     with pytest.raises(data.InputError, match="this method is for linear heads on features"):
         run_script(method, "--task", "glyphs-distill")
