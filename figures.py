@@ -59,7 +59,7 @@ def curves(table: Table, names, at: list, xlabel: str):
     figure, found = panels(table, 4)
     for axis, columns in found:
         some = merged(columns)
-        curve(axis, "weak mean", at, [values(columns["ensemble", x], "weak") for x in at], ":")
+        axis.plot(at, [np.mean(values(columns["ensemble", x], "weak")) for x in at], "k:", label="weak mean")
         axis.axhline(mean(values(some, "ceiling")), color="black", linestyle="--", label="ceiling")
         for name in names:
             curve(axis, name, at, [values(columns[name, x], "student") for x in at])

@@ -146,8 +146,9 @@ def test_figures_of_weak_models():
         rows += rows_of({name: own}, [0.7, 0.8], weights=weights if name != "as it is" else [0.1, 0.2, 0.7])
     found = tables.of(rows)
     [axis] = figures.draw_numbers(found["numbers"]).axes
-    drawn = {each.get_label(): each[0].get_ydata().tolist() for each in axis.containers}
-    assert drawn["weak mean"] == pytest.approx([0.65] * 5) and drawn["RAVEN"] == pytest.approx([0.75] * 5)
+    labels = dict(zip(*reversed(axis.get_legend_handles_labels())))
+    assert labels["weak mean"].get_ydata() == pytest.approx([0.65] * 5)
+    assert labels["RAVEN"][0].get_ydata() == pytest.approx([0.75] * 5)
     top, bottom = figures.draw_controls(found["controls"]).axes
     sharper, usual, softer = (each[0].get_ydata().tolist() for each in top.containers)
     assert sharper == [1.0] * 3 and usual == [0.1, 0.2, 0.7] and softer == [0.0625] * 3
