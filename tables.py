@@ -314,13 +314,13 @@ def confidence(columns: dict) -> dict[str, str]:
 
 def against(table: Table) -> str:
     """Every method against RAVEN."""
-    lines = {}
+    lines, gained = {}, {line: above(columns) for line, columns in table.items()}
     pgrs = [{name: values(columns[name], "pgr") for name in COLUMNS} for columns in table.values()]
     pgrs = [own for own in pgrs if not any(None in each for each in own.values())]
     for name in COLUMNS if table else []:
         lines[name] = {f"mean PGR ({len(pgrs)} tasks)": show([mean(own[name]) for own in pgrs], 0)}
         if name != "RAVEN":
-            points = {line: above(columns)[name] for line, columns in table.items()}
+            points = {line: own[name] for line, own in gained.items()}
             worst = min(points, key=points.get)
             lines[name][f"− RAVEN ({len(points)} tasks)"] = show([*points.values()], sign="+")
             lines[name]["better on"] = str(sum(each > 0 for each in points.values()))
@@ -339,7 +339,9 @@ def families(table: Table) -> str:
     found = {}
     for line, columns in table.items():
         family = next((name for name, start in FAMILIES.items() if line.startswith(start)), line.split()[0])
-        found.setdefault(re.split("[-_.]", line)[0] if ".npz" in line else family, []).append(above(columns))
+        if ".npz" in line:
+            family = re.split("[-_.]", line)[0]
+        found.setdefault(family, []).append(above(columns))
     lines = {
         f"{family} ({len(own)})": {name: show([each[name] for each in own], sign="+") for name in own[0]}
         for family, own in found.items()

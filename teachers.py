@@ -102,7 +102,7 @@ def specialists(task: data.Task) -> dict[str, data.Split]:
     domains = task.weak_train
     if not isinstance(domains, dict):
         texts = [""] if task.kind == "image" else domains.x
-        of = [text.domain("".join(each)) for each in texts]  # a pair is on one product
+        of = [text.domain("".join(each)) for each in texts]  # generated pairs are on one product
         if None in of:
             raise data.InputError("specialists need a task of several source domains")
         own = {name: [i for i, domain in enumerate(of) if domain == name] for name in text.SOURCE}
@@ -231,7 +231,8 @@ def label_by_teacher(task: data.Task, seed, device, steps, _) -> data.Task:
         weak_probs = models.predict(teacher, split.x.to(device)).softmax(-1)
         return split._replace(weak_probs=weak_probs[:, None].cpu())
 
-    task, weights = each_split(task, label), {"teacher": teacher.cpu().state_dict()}
+    task = each_split(task, label)
+    weights = {"teacher": teacher.cpu().state_dict()}
     if setting.fine_tuned:
         weights["student"] = models.pretrained("letters CNN", steps, device)
     return task._replace(weights=weights)

@@ -137,6 +137,9 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    from reproduce import run
+    import sys
 
-    run(main)
+    sys.path.insert(0, sys.path[0] + "/..")  # evaluate.py and the others stand in the folder above
+    import evaluate
+
+    evaluate.run(main)
