@@ -100,6 +100,7 @@ def train(method, weak_probs, labels=None, epochs=4, lr=1e-2, **settings):
     if method.__name__ == "raven":
         settings["num_weak"] = weak_probs.shape[1]
     returned = method.train_student(student, batches, epochs, optimizer, schedule, **settings)
+    assert schedule.last_epoch == epochs * len(batches)  # stepped after every batch
     return student.weight.detach(), returned
 
 
