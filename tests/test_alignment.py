@@ -124,6 +124,8 @@ def test_pairs_of_the_task(monkeypatch, tmp_path):
     few = known | {"train": known["train"][:20]}
     monkeypatch.setattr(alignment, "target_prompts", lambda: few)
     monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    # An untrained policy's own rewards are all -1.
+    monkeypatch.setattr(alignment, "gold_reward", lambda *texts: (len(" ".join(texts)), True))
     task, other = (prepare("reviews-dpo", seed) for seed in (0, 1))
     both = [prompt for prompt in few["train"] for _ in range(2)]
     *sequences, words = alignment.sample(task.policy, both, 0)
